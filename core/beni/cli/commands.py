@@ -1,0 +1,134 @@
+"""The commands, each a few lines around the library."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from beni.cli.options import parse, parse_run
+from beni.config import RunOptions
+from beni.data.spec import judged
+from beni.errors import ConfigError
+from beni.eval.judge import answer_texts, judge, subset, summary
+from beni.eval.saved import load_saved
+from beni.processes import processes
+from beni.registry import GROUPS, available, find
+from beni.sample import IMAGE_MARK, Sample, Turn, image_ref
+from beni.train.run import train as run_training
+
+
+def train(arguments: Sequence[str], program: str) -> None:
+    """Train, judge and save; prints the headline figures."""
+    result = run_training(parse_run(arguments, program))
+    if "accuracy" in result:
+        keys = ("accuracy", "accuracy_blind", "eval_loss", "steps", "samples_per_s", "tokens_per_s", "wall_s")
+        tqdm.write(json.dumps({key: result[key] for key in keys if result.get(key) is not None}), file=sys.stdout)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """Judge a saved model: greedy answers, exact match."""
+
+    model: str
+    """Folder of a saved model (RUN/model)."""
+    data: tuple[str, ...] = ("easy_vqa",)
+    """Data specs, as for training."""
+    split: str = ""
+    """Split to judge; by default the source's test split."""
+    out: str = ""
+    """File for one line per item: {id, prediction, target, correct}."""
+    limit: int = 0
+    """Judge a seeded subset of this many items per spec (0: all)."""
+    batch: int = 128
+    """Questions answered at a time."""
+    max_new_tokens: int = 32
+    """Longest answer in tokens."""
+    blind: bool = False
+    """Blank the images: what can be guessed without looking."""
+    seed: int = 0
+    """Of the subset."""
+
+
+def evaluate(arguments: Sequence[str], program: str) -> None:
+    """Judge a saved model; prints a JSON summary."""
+    options = parse(EvaluateOptions, arguments, program)
+    specs = [_with_split(spec, options.split) for spec in options.data]
+    with processes(RunOptions()) as procs:
+        model, composer = load_saved(options.model, procs.device)
+        report = {}
+        lines = []
+        for name, samples in judged(specs, ()).items():
+            chosen = subset(samples, options.limit, options.seed)
+            if not chosen:
+                raise ConfigError(f"data '{name}' has no questions to judge")
+            predictions = judge(
+                model, composer, chosen, procs, options.batch, options.max_new_tokens, options.blind, label=name
+            )
+            report[name] = summary(predictions)
+            lines += [dataclasses.asdict(p) for p in predictions]
+        if procs.is_main:
+            if options.out:
+                Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+                Path(options.out).write_text(
+                    "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+                )
+            correct = [line["correct"] for line in lines]
+            print(json.dumps({"accuracy": sum(correct) / len(correct), "items": len(correct), "evaluations": report}, indent=1))
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """Answer one question with a saved model."""
+
+    model: str
+    """Folder of a saved model (RUN/model)."""
+    prompt: str
+    """The question; `<image>` marks say where images go, by default in front."""
+    image: tuple[str, ...] = ()
+    """Paths or URLs of images."""
+    max_new_tokens: int = 64
+    """Longest answer in tokens."""
+
+
+def generate(arguments: Sequence[str], program: str) -> None:
+    """Print a saved model's answer."""
+    options = parse(GenerateOptions, arguments, program)
+    with processes(RunOptions()) as procs:
+        model, composer = load_saved(options.model, procs.device)
+        text = options.prompt
+        if IMAGE_MARK not in text and options.image:
+            text = IMAGE_MARK * len(options.image) + "\n" + text
+        turns = (Turn.user(text), Turn("assistant", ("",)))
+        sample = Sample("prompt", turns, tuple(image_ref(image) for image in options.image))
+        document = composer.compose(sample, prompt_only=True)
+        [answer] = answer_texts(model, composer, [document], options.max_new_tokens)
+        print(answer.strip())
+
+
+def plugins(arguments: Sequence[str], program: str) -> None:
+    """`beni plugins` lists parts without importing them; `beni plugins show KIND NAME` shows one."""
+    words = list(arguments)
+    if not words:
+        for kind in GROUPS:
+            print(f"{kind}s")
+            for plugin in available(kind):
+                print(f"  {plugin.name:<12} {plugin.distribution} {plugin.version}  {plugin.target}")
+        return
+    if len(words) != 3 or words[0] != "show" or words[1] not in GROUPS:
+        raise ConfigError(f"usage: {program} [show {'|'.join(GROUPS)} NAME]")
+    plugin = find(words[1], words[2])
+    part = plugin.load()
+    print(f"{words[1]} {plugin.name}: {plugin.target} ({plugin.distribution} {plugin.version})\n{plugin.location()}")
+    print((part.__doc__ or "").strip() + "\n")
+    for option in dataclasses.fields(part.Config):  # type: ignore[attr-defined]
+        default = option.default if option.default is not dataclasses.MISSING else "required"
+        print(f"  {option.name:<20} {getattr(option.type, '__name__', option.type)!s:<24} {default!r}")
+
+
+def _with_split(spec: str, split: str) -> str:
+    return f"{spec}{'&' if '?' in spec else '?'}split={split}" if split else spec
+

@@ -1,0 +1,1 @@
+"""From files to packed batches: samples, images, templates, documents, the plan, the loader."""

@@ -1,0 +1,278 @@
+"""Documents to one packed row: ids, targets, positions, segments, where images go, and what is needed of their pixels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from beni.data.document import IGNORE, Composer, Document, DocumentImage
+from beni.data.images import blank_image, draw, load_image, mean_colour, to_pixels
+from beni.errors import ImageError
+from beni.nn.plan import CrossPlan, RowPlan, plan_cross, plan_row
+from beni.nn.plan import trees as trees_of
+from beni.sample import ImageRef, Sample, Turn
+from beni.types import Crop, ImageLayout, Segment, Size
+
+Prepare = Callable[[Image.Image, str | bytes], Image.Image]
+"""Changes a decoded image; the second argument identifies it."""
+
+
+class VisualInput:
+    """The distinct images of a batch: encoder inputs by encoder key, and how each image was cut."""
+
+    def __init__(
+        self, pixels: Mapping[str, Float[Tensor, "C 3 height width"]], layouts: Sequence[ImageLayout]
+    ) -> None:
+        self.pixels = dict(pixels)
+        self.layouts = tuple(layouts)
+
+    def to(self, device: torch.device) -> "VisualInput":
+        return VisualInput({k: p.to(device, non_blocking=True) for k, p in self.pixels.items()}, self.layouts)
+
+
+class Placement:
+    """Where visual tokens go: flat text positions `at_V` take the visual tokens `source_V`; `cross` plans deep fusion."""
+
+    def __init__(self, at_V: Int[Tensor, " V"], source_V: Int[Tensor, " V"], cross: CrossPlan | None) -> None:
+        self.at_V = at_V
+        self.source_V = source_V
+        self.cross = cross
+
+    def to(self, device: torch.device) -> "Placement":
+        cross = None if self.cross is None else self.cross.to(device)
+        return Placement(self.at_V.to(device), self.source_V.to(device), cross)
+
+
+class PackedBatch:
+    """One packed row: what a process computes between two communications.
+
+    Position `keep_K[i]` must predict the token `targets_K[i]`; no other position has a target. Plain class: FSDP must
+    not rebuild it.
+    """
+
+    def __init__(
+        self,
+        ids_T: Int[Tensor, " T"],
+        keep_K: Int[Tensor, " K"],
+        targets_K: Int[Tensor, " K"],
+        plan: RowPlan,
+        visual: VisualInput,
+        placement: Placement,
+        segments: tuple[Segment, ...],
+        stats: "RowStats",
+    ) -> None:
+        self.ids_T = ids_T
+        self.keep_K = keep_K
+        self.targets_K = targets_K
+        self.plan = plan
+        self.visual = visual
+        self.placement = placement
+        self.segments = segments
+        self.stats = stats
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        return PackedBatch(
+            self.ids_T.to(device, non_blocking=True),
+            self.keep_K.to(device, non_blocking=True),
+            self.targets_K.to(device, non_blocking=True),
+            self.plan.to(device),
+            self.visual.to(device),
+            self.placement.to(device),
+            self.segments,
+            self.stats,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RowStats:
+    """Counts of a row, dummies excluded, and the samples that had to be left out."""
+
+    samples: int
+    tokens: int
+    """Positions of the language model."""
+    targets: int
+    images: int
+    visual_tokens: int
+    bad: tuple[tuple[str, str], ...] = ()
+    """(sample id, what was wrong) of samples whose images could not be read."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row under construction."""
+
+    ids: list[np.ndarray]
+    targets: list[np.ndarray]
+    positions: list[np.ndarray]
+    segments: list[Segment]
+    images: list[tuple[int, int, DocumentImage]]
+    """(segment, position in the row, image)"""
+
+    @property
+    def length(self) -> int:
+        return self.segments[-1].end if self.segments else 0
+
+    def add(self, document: Document, start: int, end: int, parent: int) -> None:
+        """Append ids[start:end] of a document as one segment."""
+        offset, index = self.length, len(self.segments)
+        targets = np.full(end - start, IGNORE)
+        targets[:-1] = document.labels[start + 1 : end]
+        self.ids.append(document.ids[start:end])
+        self.targets.append(targets)
+        self.positions.append(np.arange(start, end))
+        self.segments.append(Segment(offset, offset + end - start, parent))
+        self.images += [(index, offset + i.at - start, i) for i in document.images if start <= i.at < end]
+
+
+def pack(trees: Sequence[Sequence[Document]], composer: Composer, prepare: "Prepare | None" = None) -> PackedBatch:
+    """Build a row.
+
+    Args:
+        trees: groups of documents that share their head (`Document.head_key`), or single documents.
+        composer: made the documents.
+        prepare: changes each decoded image (augmentation, blanking), or None.
+
+    Images are loaded here. A document whose image cannot be read is left out and reported in `stats.bad`. A row
+    without any image gets an isolated dummy document with the smallest legal one, so that every process runs every
+    part; it has no target and sends exact zero gradients.
+    """
+    pictures = Pictures(composer, prepare)
+    bad: list[tuple[str, str]] = []
+    row = _Row([], [], [], [], [])
+    samples = 0
+    for tree in trees:
+        good = []
+        for document in tree:
+            try:
+                for image in document.images:
+                    pictures.load(image)
+                good.append(document)
+            except ImageError as error:
+                bad.append((document.sample.id, str(error)))
+        _add_tree(row, good)
+        samples += len(good)
+    tokens, images = row.length, list(row.images)
+    if not images:
+        dummy = dummy_document(composer)
+        pictures.load(dummy.images[0])
+        row.add(dummy, 0, len(dummy), -1)
+    ids, targets = np.concatenate(row.ids), np.concatenate(row.targets)
+    keep = np.flatnonzero(targets != IGNORE)
+    order = distinct([image for _, _, image in row.images])
+    stats = RowStats(
+        samples=samples,
+        tokens=tokens,
+        targets=len(keep),
+        images=len(images),
+        visual_tokens=sum(sum(image.counts) for _, _, image in images),
+        bad=tuple(bad),
+    )
+    return PackedBatch(
+        torch.from_numpy(ids),
+        torch.from_numpy(keep),
+        torch.from_numpy(targets[keep]),
+        plan_row(row.segments, np.concatenate(row.positions)),
+        pictures.stack(order),
+        _place(row, ids, order, composer),
+        tuple(row.segments),
+        stats,
+    )
+
+
+def _add_tree(row: _Row, documents: Sequence[Document]) -> None:
+    if len(documents) == 1:
+        row.add(documents[0], 0, len(documents[0]), -1)
+        return
+    for index, document in enumerate(documents):
+        if index == 0:
+            row.add(document, 0, document.head, -1)
+            head = len(row.segments) - 1
+        row.add(document, document.head, len(document), head)
+
+
+def _place(row: _Row, ids: np.ndarray, order: Sequence[DocumentImage], composer: Composer) -> Placement:
+    """Where the visual tokens of the row's images go, and what text sees of them."""
+    starts = memory_starts([image.counts for image in order])
+    number = {image.ref.key: index for index, image in enumerate(order)}
+    at = np.flatnonzero(ids == composer.image_token)
+    source = [np.arange(starts[n], starts[n + 1]) for n in (number[i.ref.key] for _, _, i in row.images)]
+    source_V = np.concatenate(source) if len(at) else np.empty(0, dtype=np.int64)
+    cross = None
+    if composer.fusion.uses_context:
+        spans = np.zeros((len(ids), 2), dtype=np.int64)
+        for index, segment in enumerate(row.segments):
+            if segment.parent >= 0:
+                spans[segment.start : segment.end] = spans[row.segments[segment.parent].end - 1]
+            for owner, position, image in row.images:
+                if owner == index:
+                    n = number[image.ref.key]
+                    spans[position : segment.end] = starts[n], starts[n + 1]
+        cross = plan_cross([(tree[0].start, tree[-1].end) for tree in trees_of(row.segments)], spans)
+    return Placement(torch.from_numpy(at), torch.from_numpy(source_V), cross)
+
+
+def memory_starts(counts: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """[I + 1] where each image's visual tokens begin in the flat memory, and its end."""
+    return np.concatenate([[0], np.cumsum([sum(blocks) for blocks in counts])]).astype(np.int64)
+
+
+def dummy_document(composer: Composer) -> Document:
+    """A document that is nothing but the smallest blank image, without a target."""
+    ref = blank_image(next(iter(composer.encoders.values())))
+    layout = composer.view.layout(Size(1, 1), composer.encoders)
+    counts = composer.connector.counts(layout, composer.encoders)
+    ids = np.array(composer.spell(layout, counts), dtype=np.int64)
+    sample = Sample("dummy", (Turn("user", (0,)),), (ref,))
+    return Document(sample, ids, np.full(len(ids), IGNORE), (DocumentImage(ref, 0, layout, counts),), head=0)
+
+
+def distinct(images: Sequence[DocumentImage]) -> list[DocumentImage]:
+    """The different images among these, by first appearance: the order of the visual memory."""
+    found: dict[str | bytes, DocumentImage] = {}
+    for image in images:
+        found.setdefault(image.ref.key, image)
+    return list(found.values())
+
+
+class Pictures:
+    """The distinct images of a batch, each loaded and cut once however many documents show it."""
+
+    def __init__(self, composer: Composer, prepare: "Prepare | None" = None) -> None:
+        self.composer = composer
+        self.prepare = prepare
+        self._crops: dict[str | bytes, dict[str, list[Image.Image]]] = {}
+
+    def load(self, image: DocumentImage) -> None:
+        """Decode and cut an image, unless it is here already.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        key = image.ref.key
+        if key in self._crops:
+            return
+        picture = load_image(image.ref)
+        if self.prepare is not None:
+            picture = self.prepare(picture, key)
+        self._crops[key] = {
+            name: [draw(picture, crop, mean_colour(spec), spec.resample) for crop in self._fitted(image, picture)[name]]
+            for name, spec in self.composer.encoders.items()
+        }
+
+    def _fitted(self, image: DocumentImage, picture: Image.Image) -> Mapping[str, tuple[Crop, ...]]:
+        """The planned crops, with boxes of the real size where the plan did not need to know it."""
+        if self.composer.view.needs_size:
+            return image.layout.crops
+        return self.composer.view.layout(Size(*picture.size), self.composer.encoders).crops
+
+    def stack(self, order: Sequence[DocumentImage]) -> VisualInput:
+        """Encoder inputs of these images."""
+        pixels = {
+            name: to_pixels([crop for image in order for crop in self._crops[image.ref.key][name]], spec)
+            for name, spec in self.composer.encoders.items()
+        }
+        return VisualInput(pixels, [image.layout for image in order])

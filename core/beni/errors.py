@@ -1,0 +1,33 @@
+"""Exceptions whose message is one line for the person who runs beni.
+
+Every mistake a user can make raises a `BeniError`; the command line prints its message, without a traceback, and exits
+with code 2. Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+
+class BeniError(Exception):
+    """A user's mistake or a broken input. The message says what is wrong, where, and what to do."""
+
+
+class ConfigError(BeniError):
+    """An option or a configuration file that does not make sense."""
+
+
+class PluginError(BeniError):
+    """A part that is unknown, ambiguous, broken, or written for another plugin interface."""
+
+
+class IncompatiblePartsError(BeniError):
+    """Parts that cannot work together; raised before anything is allocated."""
+
+
+class DataError(BeniError):
+    """A data file, a sample or an image that cannot be used."""
+
+
+class ImageError(DataError):
+    """An image that cannot be fetched, decoded or trusted."""
+
+
+class CheckpointError(BeniError):
+    """A checkpoint that is missing, damaged, or belongs to another run."""

@@ -1,0 +1,1 @@
+"""Judging a model: greedy answers compared with targets, with the images and without them."""

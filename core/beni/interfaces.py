@@ -1,0 +1,356 @@
+"""What a part is. Everything a plugin author needs is in this file and in `beni.nn`.
+
+A part is a class with a frozen dataclass `Config` nested in it and `beni_api = 1`. It knows nothing of FSDP, of
+checkpoints, of the loop. Its config answers every question about *counts* as a pure function, because data workers need
+the answers before any weight exists; the module does the computing.
+
+    View           how an image of some size is cut into crops
+    VisionEncoder  crops -> features
+    Connector      features -> visual tokens: what grid a grid becomes, and what tokens a crop becomes
+    Fusion         visual tokens ⇄ language model
+    LanguageModel  where a causal LM and its tokenizer come from
+    Source         where samples come from
+
+Arranging crops, counting, packing, dummy documents and generation happen in core, once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from beni.config import Part, PartConfig
+from beni.errors import IncompatiblePartsError, PluginError
+from beni.nn.plan import CrossPlan
+from beni.sample import Sample
+from beni.types import Crop, EncoderSpec, Features, Grid, ImageLayout, Size, VisualTokens
+
+# --------------------------------------------------------------------------------------------------------------- views
+
+
+class View(ABC):
+    """How an image is cut. A crop is a box of the source and where it is drawn; core draws it."""
+
+    beni_api: ClassVar[int]
+    Config: ClassVar[type[PartConfig]]
+    needs_size: ClassVar[bool] = True
+    """False where crops and counts are the same for images of every size: then headers need not be read."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def crops(self, size: Size, spec: EncoderSpec) -> tuple[Crop, ...]:
+        """The crops of an image of this size for one encoder; a pure function."""
+
+    @abstractmethod
+    def largest(self, spec: EncoderSpec) -> Size:
+        """An image size with as many tokens as any image can get; plans images whose size is unknown."""
+
+    def layout(self, size: Size, encoders: Mapping[str, EncoderSpec]) -> ImageLayout:
+        """The crops for every encoder."""
+        return ImageLayout(size, {key: self.crops(size, spec) for key, spec in encoders.items()})
+
+    def bound(self, encoders: Mapping[str, EncoderSpec]) -> ImageLayout:
+        """The layout of an image about which nothing is known."""
+        return self.layout(self.largest(next(iter(encoders.values()))), encoders)
+
+
+# ------------------------------------------------------------------------------------------------------------ encoders
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where weights came from: goes into config.json."""
+
+    origin: str
+    """A hub id, a file, or a package with its version."""
+    sha256: str = ""
+    """Of the weight file, where there is one file."""
+
+
+class VisionEncoder(nn.Module, ABC):
+    """Crops to features. Never under `no_grad`: whether gradients flow is decided by what is trained.
+
+    Args:
+        config: the part's `Config`.
+        spec: what `describe` said.
+    """
+
+    beni_api: ClassVar[int]
+    Config: ClassVar[type[PartConfig]]
+
+    def __init__(self, config: Any, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, config: Any) -> EncoderSpec:
+        """Sizes, strides and normalisation, without building weights."""
+
+    @abstractmethod
+    def forward(self, pixels_C3HW: Float[Tensor, "C 3 height width"]) -> Features:
+        """Encode all crops of a batch; called exactly once per micro-batch."""
+
+    def load_pretrained(self) -> Provenance | None:
+        """Fill in published weights, if the config names any; None where training starts from scratch."""
+        return None
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The modules that are sharded one by one."""
+        return ()
+
+
+# ---------------------------------------------------------------------------------------------------------- connectors
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorConfig(PartConfig, ABC):
+    """The counting half of a connector."""
+
+    @abstractmethod
+    def out_grid(self, grid: Grid) -> Grid | int:
+        """What a crop's grid becomes: another grid, or a number of tokens that have no place.
+
+        Raises:
+            IncompatiblePartsError: the grid does not divide; the message names grids that do.
+        """
+
+    def counts(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> tuple[int, ...]:
+        """Visual tokens of each block of an image. By default a block is a crop of the first encoder."""
+        key = next(iter(encoders))
+        return tuple(count_of(self.out_grid(encoders[key].grid(crop.canvas))) for crop in layout.crops[key])
+
+
+class Connector(nn.Module, ABC):
+    """Features to visual tokens. Most connectors implement `project` alone.
+
+    Args:
+        config: the part's `Config`.
+        encoders: what each encoder says of itself.
+        out_width: channels that the fusion wants.
+    """
+
+    beni_api: ClassVar[int]
+    Config: ClassVar[type[ConnectorConfig]]
+
+    def __init__(self, config: Any, encoders: Mapping[str, EncoderSpec], out_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.encoders = dict(encoders)
+        self.in_width = sum(spec.width for spec in encoders.values())
+        self.out_width = out_width
+
+    @abstractmethod
+    def project(self, features: Features) -> Float[Tensor, "V out"]:
+        """The visual tokens of all crops, crop after crop, each as many as `config.out_grid` said."""
+
+    def forward(self, features: Mapping[str, Features], layouts: Sequence[ImageLayout]) -> VisualTokens:
+        """Join the encoders, project, and check the count that was promised.
+
+        Raises:
+            PluginError: the part returned another number of tokens than its config declared.
+        """
+        tokens_VD = self.project(self.join(features))
+        counts = tuple(self.config.counts(layout, self.encoders) for layout in layouts)
+        declared = sum(map(sum, counts))
+        if tokens_VD.shape != (declared, self.out_width):
+            raise PluginError(
+                f"connector {type(self).__name__} returned {tuple(tokens_VD.shape)} for a batch of which its config "
+                f"declared {declared} tokens of {self.out_width} channels: `project` and `out_grid` must agree"
+            )
+        return VisualTokens(tokens_VD, counts)
+
+    def join(self, features: Mapping[str, Features]) -> Features:
+        """One encoder's features, or several encoders' concatenated by channel where their grids agree."""
+        first, *others = features.values()
+        if not others:
+            return first
+        return Features(torch.cat([f.tokens_ND for f in features.values()], dim=-1), first.grids)
+
+    @classmethod
+    def check(cls, config: Any, view: View, encoders: Mapping[str, EncoderSpec]) -> None:
+        """Refuse encoders whose grids this connector cannot join or divide, before anything is allocated."""
+        grids = {key: spec.grid(spec.size) for key, spec in encoders.items()}
+        if len(set(grids.values())) > 1:
+            shown = ", ".join(f"{key} {grid}" for key, grid in grids.items())
+            raise IncompatiblePartsError(
+                f"connector {cls.__name__} joins encoders by channel and needs equal grids, these have {shown}: choose "
+                f"encoders or input sizes whose grids agree"
+            )
+        config.counts(view.bound(encoders), encoders)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The modules that are sharded one by one; by default the connector is one unit."""
+        return ()
+
+
+def count_of(out: Grid | int) -> int:
+    """Tokens of what `out_grid` returned."""
+    return out.count if isinstance(out, Grid) else out
+
+
+# ------------------------------------------------------------------------------------------------------------- fusions
+
+
+class LLMSpec(NamedTuple):
+    """What a fusion may know of the language model."""
+
+    width: int
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class FusionConfig(PartConfig):
+    """The counting half of a fusion; the base class is inline fusion."""
+
+    new_tokens: ClassVar[tuple[str, ...]] = ()
+    """Tokens that the fusion writes into the text and that need an embedding of their own."""
+
+    uses_context: ClassVar[bool] = False
+    """Whether inserted blocks need a `FusionContext`."""
+
+    def spell(self, layout: ImageLayout, counts: tuple[int, ...]) -> list[str | int]:
+        """An image's form in the text: strings, and numbers of positions that visual tokens take.
+
+        `["<Img>", 256, "</Img>"]` gives an image 256 positions between two markers; a fusion that keeps images out of
+        the text writes one placeholder instead.
+        """
+        return [sum(counts)]
+
+    def visual_width(self, llm: LLMSpec, encoder_width: int) -> int:
+        """Channels the fusion wants of visual tokens."""
+        return llm.width
+
+
+@dataclass(frozen=True)
+class FusionContext:
+    """What the inserted blocks of a deep fusion see of a batch; explicit, one per batch.
+
+    `memory_MD` is the visual memory, all images one after another; `plan` says which slice of it each text position
+    reads; an empty slice gives exactly zero.
+    """
+
+    memory_MD: Float[Tensor, "M D"]
+    plan: CrossPlan
+
+
+class Insert(NamedTuple):
+    """A block that runs before or after a decoder layer: `block(hidden_BTD, context) -> hidden_BTD`."""
+
+    block: nn.Module
+    before: bool = True
+
+
+class Fusion(nn.Module):
+    """How visual tokens meet the language model. The base class is inline: they take positions in the text.
+
+    Args:
+        config: the part's `Config`.
+        llm: the language model's sizes.
+        visual_width: channels of the visual tokens, as `config.visual_width` asked.
+    """
+
+    beni_api: ClassVar[int]
+    Config: ClassVar[type[FusionConfig]]
+    def __init__(self, config: Any, llm: LLMSpec, visual_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.llm = llm
+        self.visual_width = visual_width
+
+    def embed(
+        self, embeds_TD: Float[Tensor, "T D"], visual_VE: Float[Tensor, "V E"], at_V: Int[Tensor, " V"]
+    ) -> Float[Tensor, "T D"]:
+        """Put visual tokens into the flat text embeddings at the positions that `spell` reserved for them."""
+        return embeds_TD.index_put((at_V,), visual_VE.to(embeds_TD.dtype))
+
+    def inserts(self) -> Mapping[int, Insert]:
+        """Blocks to run beside decoder layers, by the layer's index."""
+        return {}
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The modules that are sharded one by one."""
+        return [insert.block for insert in self.inserts().values()]
+
+    @classmethod
+    def check(cls, config: Any, llm: LLMSpec) -> None:
+        """Refuse a language model this fusion cannot work with, before anything is allocated."""
+
+
+# ----------------------------------------------------------------------------------------------------- language models
+
+
+class LanguageModel(ABC):
+    """Where a causal LM comes from. Not a module: the model itself is any Hugging Face causal LM, untouched."""
+
+    beni_api: ClassVar[int]
+    Config: ClassVar[type[PartConfig]]
+    pretrained: ClassVar[bool]
+    """Whether `build` returns trained weights (then the LLM is frozen by default)."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        """The tokenizer. `texts` are the run's training texts, for an LLM that learns its vocabulary from them."""
+
+    @abstractmethod
+    def build(self, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, Provenance | None]:
+        """The model in fp32 and where its weights came from."""
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+
+
+class Source(ABC):
+    """Where samples come from: sequences with random access, one per split."""
+
+    beni_api: ClassVar[int]
+    Config: ClassVar[type[PartConfig]]
+    eval_splits: ClassVar[tuple[str, ...]] = ("test",)
+    """Splits that are judged at the end of a run, by default."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def split(self, name: str) -> Sequence[Sample] | None:
+        """The samples of `train`, `val`, `test` or another split; None if there is no such split.
+
+        Raises:
+            DataError: the data is not what it should be; the message says which file and item, and what is wrong.
+        """
+
+
+INTERFACES: dict[str, type] = {
+    "encoder": VisionEncoder,
+    "connector": Connector,
+    "fusion": Fusion,
+    "view": View,
+    "llm": LanguageModel,
+    "source": Source,
+}
+
+
+def load(kind: str, part: Part) -> type:
+    """The class of a part, checked against the interface of its kind.
+
+    Raises:
+        PluginError: the class is not one.
+    """
+    cls = part.load()
+    if not issubclass(cls, INTERFACES[kind]):
+        raise PluginError(
+            f"{kind} '{part.plugin.name}' ({part.plugin.target}) does not derive from "
+            f"beni.interfaces.{INTERFACES[kind].__name__}"
+        )
+    return cls

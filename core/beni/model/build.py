@@ -1,0 +1,131 @@
+"""From a run's configuration to a model with its weights, and to everything that must agree with it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from beni.config import Part, RunConfig
+from beni.data.document import Composer
+from beni.data.template import Template, template_source
+from beni.errors import IncompatiblePartsError
+from beni.interfaces import Fusion, LanguageModel, LLMSpec, Provenance, View, load
+from beni.model.config import BeniConfig, spec_to_dict
+from beni.model.llm import decoder_layers
+from beni.model.modeling import BeniForConditionalGeneration
+from beni.sample import IMAGE_MARK
+from beni.types import EncoderSpec
+
+END = "<|end|>"
+"""Added to tokenizers that have no EOS, so that an answer can end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A model, and what data workers and processors need to feed it."""
+
+    model: BeniForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    composer: Composer
+    loaded: Mapping[str, Provenance]
+    """Parts whose weights were loaded rather than drawn, and where from: encoder.KEY, llm."""
+
+
+def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
+    """Build the model a configuration describes: check the parts against each other, allocate, load weights.
+
+    Args:
+        config: the run.
+        texts: the training texts, for an LLM that learns its vocabulary from them.
+
+    Raises:
+        IncompatiblePartsError, ConfigError: before anything is allocated where that can be told.
+        PluginError: a part that is missing or broken.
+    """
+    specs = describe(config.encoders)
+    view = view_of(config.view)
+    load("connector", config.connector).check(config.connector.config, view, specs)  # type: ignore[attr-defined]
+    provider: LanguageModel = load("llm", config.llm)(config.llm.config)
+    tokenizer = provider.tokenizer(texts)
+    fusion = load("fusion", config.fusion)
+    new_ids, predicted, image_token = _add_tokens(tokenizer, fusion, config.fusion)
+    source = template_source(config.data.template, tokenizer)
+
+    torch.manual_seed(config.run.seed)
+    llm, origin = provider.build(tokenizer)
+    check_fusion(fusion, config.fusion, llm)
+    stops = _stop_ids(llm, tokenizer)
+    template = Template(tokenizer, source, stops)
+    tokenizer.chat_template = source
+    model = BeniForConditionalGeneration(
+        BeniConfig(
+            text_config=llm.config,
+            encoders={key: part.to_dict() for key, part in config.encoders.items()},
+            specs={key: spec_to_dict(spec) for key, spec in specs.items()},
+            connector=config.connector.to_dict(),
+            fusion=config.fusion.to_dict(),
+            view=config.view.to_dict(),
+            template=source,
+            image_token_id=image_token,
+            new_token_ids=new_ids,
+            predicted_tokens=predicted,
+            stop_token_ids=sorted(template.stop_ids),
+            tie_word_embeddings=llm.config.tie_word_embeddings,
+        ),
+        llm,
+    )
+    model.new_tokens.start_from(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    loaded = {"llm": origin} if origin else {}
+    for key, encoder in model.encoders.items():
+        if provenance := encoder.load_pretrained():  # type: ignore[operator]
+            loaded[f"encoder.{key}"] = provenance
+    composer = Composer(
+        template=template,
+        view=view,
+        encoders=specs,
+        connector=config.connector.config,  # type: ignore[arg-type]
+        fusion=config.fusion.config,  # type: ignore[arg-type]
+        image_token=image_token,
+        max_tokens=config.batch.row_tokens,
+    )
+    return Built(model, tokenizer, composer, loaded)
+
+
+def describe(encoders: Mapping[str, Part]) -> dict[str, EncoderSpec]:
+    """What each chosen encoder says of itself."""
+    return {key: load("encoder", part).describe(part.config) for key, part in encoders.items()}  # type: ignore[attr-defined]
+
+
+def view_of(part: Part) -> View:
+    """The view of a part."""
+    return load("view", part)(part.config)
+
+
+def check_fusion(fusion: type, part: Part, llm: PreTrainedModel) -> None:
+    """Let a fusion refuse a language model."""
+    assert issubclass(fusion, Fusion)
+    width = llm.get_input_embeddings().weight.shape[1]
+    if not isinstance(width, int):
+        raise IncompatiblePartsError(f"{type(llm).__name__} has no input embeddings to put images among")
+    fusion.check(part.config, LLMSpec(width, len(decoder_layers(llm))))
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, fusion: type, part: Part) -> tuple[list[int], int, int]:
+    """Add the tokens the model needs: (ids with embeddings of their own, how many can be predicted, image token id)."""
+    new: list[str] = []
+    if tokenizer.eos_token_id is None:
+        tokenizer.add_special_tokens({"eos_token": END})
+        new.append(END)
+    predicted = len(new)
+    new += part.config.new_tokens  # type: ignore[attr-defined]
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_MARK]})
+    ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in new]  # type: ignore[arg-type]
+    return ids, predicted, int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))  # type: ignore[arg-type]
+
+
+def _stop_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends an answer: the tokenizer's EOS and what the LLM was published with."""
+    published = llm.generation_config.eos_token_id if llm.generation_config is not None else None
+    published = [published] if isinstance(published, int) else list(published or [])
+    return [int(tokenizer.eos_token_id), *published]

@@ -1,0 +1,67 @@
+"""The configuration of a saved model: which parts with which options, and everything needed to rebuild them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from beni.config import Part, part_from_dict, to_dict
+from beni.types import EncoderSpec, Size
+
+
+class BeniConfig(PreTrainedConfig):
+    """Plain tables, so that `config.json` can be read by people; parts are resolved when a model is built from it.
+
+    `encoders`, `connector`, `fusion` and `view` are tables of parts (`beni.config.Part.to_dict`), encoders by key;
+    `specs` is what each encoder said of itself; `text_config` is the Hugging Face config of the language model.
+    """
+
+    model_type = "beni"
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    encoders: dict = dataclasses.field(default_factory=dict)
+    specs: dict = dataclasses.field(default_factory=dict)
+    connector: dict = dataclasses.field(default_factory=dict)
+    fusion: dict = dataclasses.field(default_factory=dict)
+    view: dict = dataclasses.field(default_factory=dict)
+    template: str = ""
+    """Jinja source of the chat template."""
+    image_token_id: int = 0
+    """The id at positions that visual tokens take."""
+    new_token_ids: list = dataclasses.field(default_factory=list)
+    """Ids with an embedding of their own, outside the LLM's table."""
+    predicted_tokens: int = 0
+    """How many of them, the first ones, the model can also predict."""
+    stop_token_ids: list = dataclasses.field(default_factory=list)
+    """Ids that end an answer."""
+    tie_word_embeddings: bool = False
+    """As the language model has it."""
+
+    def part(self, kind: str) -> Part:
+        """The connector, fusion or view, resolved on this machine."""
+        return part_from_dict(kind, getattr(self, kind))
+
+    def encoder_parts(self) -> dict[str, Part]:
+        """The encoders by key, resolved on this machine."""
+        return {key: part_from_dict("encoder", table) for key, table in self.encoders.items()}
+
+    def encoder_specs(self) -> dict[str, EncoderSpec]:
+        """What each encoder says of itself."""
+        return {key: spec_from_dict(table) for key, table in self.specs.items()}
+
+
+def spec_to_dict(spec: EncoderSpec) -> dict[str, Any]:
+    """An encoder's spec as plain values."""
+    return to_dict(spec)
+
+
+def spec_from_dict(table: Mapping[str, Any]) -> EncoderSpec:
+    """The inverse of `spec_to_dict`."""
+    values = dict(table)
+    tuples = {"size": Size(*values["size"]), "mean": tuple(values["mean"]), "std": tuple(values["std"])}
+    return EncoderSpec(**values | tuples)

@@ -1,0 +1,235 @@
+"""The model: encoders, connector, fusion and a causal LM, as one Hugging Face class.
+
+Two ways in, one way through. Training calls `model(packed=batch)` with one packed row and gets a summed loss; everybody
+else calls `model(input_ids, …)` or `model.generate(…)` with padded rows, as with any Hugging Face model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import ModelOutput
+
+from beni.data.batch import PackedBatch, Placement, VisualInput
+from beni.interfaces import Connector, Fusion, FusionContext, LLMSpec, VisionEncoder, load
+from beni.model.config import BeniConfig
+from beni.model.llm import NewTokens, attach, decoder_layers, use_packed_attention
+from beni.model.loss import summed_cross_entropy
+from beni.model.placement import layouts_of, place_padded
+from beni.types import VisualTokens
+
+
+@dataclass
+class BeniOutput(ModelOutput):
+    """What a forward pass returns.
+
+    `loss` is the summed cross-entropy of a packed row, or the mean over labels of padded rows; `fusion_context` is what
+    the next decoding step needs of the images.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    fusion_context: Any = None
+
+
+class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Any vision encoders × any connector × any fusion × any causal LM.
+
+    Args:
+        config: says which; see `BeniConfig`. Parts that are not installed raise `PluginError`.
+        llm: the language model, if it is loaded already; by default it is built from the config with random weights.
+    """
+
+    config_class = BeniConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: BeniConfig, llm: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        specs = config.encoder_specs()
+        self.encoders = nn.ModuleDict(
+            {key: load("encoder", p)(p.config, specs[key]) for key, p in config.encoder_parts().items()}
+        )
+        self.llm: PreTrainedModel = llm or AutoModelForCausalLM.from_config(config.text_config)
+        use_packed_attention(self.llm)
+        embedding = self.llm.get_input_embeddings()
+        sizes = LLMSpec(embedding.weight.shape[1], len(decoder_layers(self.llm)))
+        connector, fusion = config.part("connector"), config.part("fusion")
+        encoder_width = sum(spec.width for spec in specs.values())
+        width = fusion.config.visual_width(sizes, encoder_width)  # type: ignore[attr-defined]
+        self.connector: Connector = load("connector", connector)(connector.config, specs, width)
+        self.fusion: Fusion = load("fusion", fusion)(fusion.config, sizes, width)
+        self.new_tokens = NewTokens(config.new_token_ids, config.predicted_tokens, sizes.width)
+        attach(self.llm, self.fusion.inserts())
+        self.llm.get_output_embeddings().register_forward_hook(self.new_tokens.extend_logits)
+        self.generation_config = GenerationConfig(
+            eos_token_id=config.stop_token_ids or None, pad_token_id=(config.stop_token_ids or [0])[0]
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Parts initialise themselves; only buffers that no checkpoint holds are made again after a meta build."""
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.llm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.llm.get_output_embeddings()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        pixel_values: Tensor | Mapping[str, Tensor] | None = None,
+        image_sizes: Tensor | None = None,
+        image_index: Tensor | None = None,
+        image_at: Tensor | None = None,
+        fusion_context: FusionContext | None = None,
+        packed: PackedBatch | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> BeniOutput:
+        """Compute logits, and a loss where there are labels.
+
+        Args:
+            input_ids: [B, T] tokens, `image_token_id` where visual tokens go; padded on the left for generation.
+            attention_mask: [B, T] 0 on padding.
+            position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as in any causal LM.
+            labels: [B, T] aligned with `input_ids`, -100 where there is none.
+            pixel_values: [C, 3, h, w] crops of the batch's distinct images (a dict by encoder key if there are several).
+            image_sizes: [U, 2] width and height of the distinct images.
+            image_index: [B, J] which distinct image each row shows, -1 for none.
+            image_at: [B, J] where in the row each image's text form starts.
+            fusion_context: of the previous decoding step.
+            packed: one packed row instead of all of the above (training).
+
+        Raises:
+            PluginError: a connector returned another number of tokens than it declared.
+        """
+        if packed is not None:
+            return BeniOutput(loss=self._packed_loss(packed))
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.new_tokens.embed(input_ids, self.get_input_embeddings())
+        if pixel_values is not None:
+            assert input_ids is not None and image_sizes is not None
+            pixels = pixel_values if isinstance(pixel_values, Mapping) else {next(iter(self.encoders)): pixel_values}
+            visual = self.see(VisualInput(pixels, layouts_of(image_sizes, self.config)))
+            uses_context = self.fusion.config.uses_context
+            placement = place_padded(
+                input_ids, image_index, image_at, visual, self.config.image_token_id, uses_context
+            ).to(inputs_embeds.device)
+            inputs_embeds = self._fuse(inputs_embeds.flatten(0, 1), visual, placement).view_as(inputs_embeds)
+            fusion_context = _context(visual, placement)
+        elif fusion_context is not None:
+            plan = fusion_context.plan.step(inputs_embeds.shape[1]).to(inputs_embeds.device)
+            fusion_context = FusionContext(fusion_context.memory_MD, plan)
+        if position_ids is None and attention_mask is not None and past_key_values is None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        extra = {} if fusion_context is None else {"fusion": fusion_context}
+        out = self.llm(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **extra,
+            **kwargs,
+        )
+        loss = None
+        if labels is not None:
+            targets = labels[:, 1:].flatten()
+            keep = targets != -100
+            loss = summed_cross_entropy(out.logits[:, :-1].flatten(0, 1)[keep], targets[keep]) / keep.sum().clamp(min=1)
+        return BeniOutput(loss, out.logits, out.past_key_values, fusion_context)
+
+    def see(self, visual: VisualInput) -> VisualTokens:
+        """Encode and connect the distinct images of a batch."""
+        features = {key: self._encoder(key)(pixels) for key, pixels in visual.pixels.items()}
+        return self.connector(features, visual.layouts)
+
+    def _encoder(self, key: str) -> VisionEncoder:
+        return self.encoders[key]  # type: ignore[return-value]
+
+    def _fuse(self, embeds_TD: Tensor, visual: VisualTokens, placement: Placement) -> Tensor:
+        return self.fusion.embed(embeds_TD, visual.tokens_VD[placement.source_V], placement.at_V)
+
+    def _packed_loss(self, batch: PackedBatch) -> Tensor:
+        """Summed cross-entropy of a packed row; logits exist only where there is a target."""
+        visual = self.see(batch.visual)
+        embeds_TD = self.new_tokens.embed(batch.ids_T, self.get_input_embeddings())
+        embeds_TD = self._fuse(embeds_TD, visual, batch.placement)
+        context = _context(visual, batch.placement)
+        extra = {} if context is None else {"fusion": context}
+        # a 4-D mask passes through transformers untouched; the attention function reads `segments` instead
+        untouched = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds_TD.device)
+        out = self.llm(
+            inputs_embeds=embeds_TD[None],
+            attention_mask=untouched,
+            position_ids=batch.plan.positions_T[None],
+            use_cache=False,
+            segments=batch.plan,
+            logits_to_keep=batch.keep_K,
+            **extra,
+        )
+        return summed_cross_entropy(out.logits[0], batch.targets_K)
+
+    # ------------------------------------------------------------------------------------------------- generation
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """Images go in with the prompt; later steps carry the fusion context instead."""
+        if not kwargs.get("is_first_iteration", False):
+            for name in ("pixel_values", "image_sizes", "image_index", "image_at"):
+                if kwargs.get("use_cache", True):
+                    kwargs.pop(name, None)
+        else:
+            kwargs.pop("fusion_context", None)
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        model_kwargs["fusion_context"] = outputs.get("fusion_context")
+        return model_kwargs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Beams repeat rows; the distinct images stay, rows point at them."""
+        images = {name: kwargs.pop(name) for name in ("pixel_values", "image_sizes") if name in kwargs}
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | images
+
+
+def _context(visual: VisualTokens, placement: Placement) -> FusionContext | None:
+    return None if placement.cross is None else FusionContext(visual.tokens_VD, placement.cross)
+
+
+AutoConfig.register(BeniConfig.model_type, BeniConfig)
+AutoModel.register(BeniConfig, BeniForConditionalGeneration)
+AutoModelForImageTextToText.register(BeniConfig, BeniForConditionalGeneration)

@@ -1,0 +1,1 @@
+"""Building blocks that parts share: attention over packed rows, resampler attention, feed-forwards."""

@@ -1,0 +1,161 @@
+"""Finds parts by name: entry points of installed packages, `package.module:Class`, or `path/to/file.py:Class`.
+
+Listing reads package metadata and imports nothing. A part is imported when it is named, so a broken package fails only
+when somebody asks for it. Built-in parts come through the same entry points as everybody else's and keep their plain
+names; nobody can replace them silently.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from beni.errors import PluginError
+
+API_VERSION = 1
+"""Version of the plugin interface. A part declares the one it was written for as `beni_api`."""
+
+BUILT_IN = "beni"
+"""The distribution whose parts own their plain names."""
+
+GROUPS = {
+    "encoder": "beni.encoders",
+    "connector": "beni.connectors",
+    "fusion": "beni.fusions",
+    "view": "beni.views",
+    "llm": "beni.llms",
+    "source": "beni.sources",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A part that can be named: where it comes from, without having imported it."""
+
+    kind: str
+    name: str
+    target: str
+    """`module:Class`, or `path/to/file.py:Class`."""
+    distribution: str
+    version: str
+
+    def load(self) -> type:
+        """Import the class.
+
+        Raises:
+            PluginError: the import fails, the class is missing, or it was written for another interface version.
+        """
+        try:
+            part = _import(self.target)
+        except PluginError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a third party's import may raise anything; we say whose it was
+            raise PluginError(
+                f"{self.kind} '{self.name}' of {self.distribution} {self.version} cannot be imported: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        version = getattr(part, "beni_api", None)
+        if version != API_VERSION:
+            raise PluginError(
+                f"{self.kind} '{self.name}' ({self.target}) was written for plugin interface {version}, this is "
+                f"{API_VERSION}: install a matching release of {self.distribution}, or set `beni_api = {API_VERSION}`"
+            )
+        return part
+
+    def location(self) -> str:
+        """`file:line` of the class; imports it."""
+        part = self.load()
+        return f"{inspect.getsourcefile(part)}:{inspect.getsourcelines(part)[1]}"
+
+
+def available(kind: str) -> list[Plugin]:
+    """All parts of a kind that installed packages offer, sorted by name. Imports none of them."""
+    found = [_describe(kind, entry) for entry in entry_points(group=GROUPS[kind])]
+    return sorted(set(found), key=lambda plugin: (plugin.name, plugin.distribution))
+
+
+def find(kind: str, reference: str) -> Plugin:
+    """Resolve what a user typed to one part.
+
+    Args:
+        kind: one of `GROUPS`.
+        reference: `name`, `name@distribution`, `package.module:Class` or `path/to/file.py:Class`.
+
+    Raises:
+        PluginError: unknown or ambiguous; the message names the closest parts.
+    """
+    if is_path(reference):
+        return Plugin(kind, reference, reference, *_origin_of_path(reference))
+    name, _, distribution = reference.partition("@")
+    by_name: dict[str, list[Plugin]] = defaultdict(list)
+    for plugin in available(kind):
+        by_name[plugin.name].append(plugin)
+    matches = [p for p in by_name.get(name, []) if not distribution or p.distribution == distribution]
+    if not matches:
+        raise PluginError(_unknown(kind, reference, by_name))
+    own = [p for p in matches if p.distribution == BUILT_IN]
+    if own and not distribution:
+        return own[0]
+    if len(matches) > 1:
+        choices = " or ".join(f"{p.name}@{p.distribution}" for p in matches)
+        raise PluginError(f"{kind} '{name}' is offered by several packages: write {choices}")
+    return matches[0]
+
+
+def is_path(reference: str) -> bool:
+    """Whether a reference names a class directly (`package.module:Class`, `file.py:Class`), not a registered part."""
+    module, colon, name = reference.rpartition(":")
+    return bool(colon) and name.isidentifier() and (module.endswith(".py") or ("." in module and "/" not in module))
+
+
+def _describe(kind: str, entry: EntryPoint) -> Plugin:
+    dist = entry.dist
+    return Plugin(kind, entry.name, entry.value, dist.name if dist else "unknown", dist.version if dist else "0")
+
+
+def _origin_of_path(reference: str) -> tuple[str, str]:
+    module = reference.rpartition(":")[0]
+    return (str(Path(module).resolve()) if module.endswith(".py") else module.split(".")[0], "")
+
+
+def _unknown(kind: str, reference: str, by_name: dict[str, list[Plugin]]) -> str:
+    if "@" in reference and reference.partition("@")[0] in by_name:
+        owners = ", ".join(p.distribution for p in by_name[reference.partition("@")[0]])
+        return f"no installed package offers {kind} '{reference}'; '{reference.partition('@')[0]}' comes from {owners}"
+    close = difflib.get_close_matches(reference, by_name, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return (
+        f"unknown {kind} '{reference}': {hint}installed: {', '.join(sorted(by_name)) or 'none'}; "
+        f"others come with a package (pip install …) or as path/to/file.py:Class"
+    )
+
+
+def _import(target: str) -> type:
+    module_name, _, class_name = target.rpartition(":")
+    if module_name.endswith(".py"):
+        path = Path(module_name).resolve()
+        if not path.is_file():
+            raise PluginError(f"there is no file {path} to load '{class_name}' from")
+        name = f"beni_file_{path.stem}_{abs(hash(str(path)))}"
+        module = sys.modules.get(name)
+        if module is None:
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[name]
+                raise
+    else:
+        module = importlib.import_module(module_name)
+    part = getattr(module, class_name, None)
+    if not isinstance(part, type):
+        raise PluginError(f"'{module_name}' has no class '{class_name}'")
+    return part

@@ -1,0 +1,1 @@
+"""One training loop for every combination: processes, sharding, freezing, checkpoints, metrics."""

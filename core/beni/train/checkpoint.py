@@ -1,0 +1,152 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped, committed whole or not at all.
+
+A checkpoint is written into a hidden folder, flushed, and renamed; `latest` moves only after that. Every file's
+checksum is written with it and verified before a byte is loaded, because a damaged shard loads without an error.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from beni.errors import CheckpointError
+from beni.processes import Processes
+from beni.weights import sha256
+
+STATE = "state.json"
+LATEST = "latest"
+KEEP = 2
+"""Checkpoints kept; older ones are deleted after a newer one is committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run is: steps done, and the plan's position behind them."""
+
+    steps: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+
+
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    facts: Mapping[str, Any],
+    processes: Processes,
+) -> Path:
+    """Write and commit a checkpoint; every process takes part.
+
+    Args:
+        folder: of the run's checkpoints.
+        facts: plain values that must be equal on resume (the configuration's hash, threads, world size).
+
+    Returns:
+        The committed folder.
+    """
+    final = folder / f"step-{position.steps:08d}"
+    draft = folder / f".{final.name}"
+    if processes.is_main:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    processes.barrier()
+    dcp.save(_state(model, optimizer, processes), checkpoint_id=draft, no_dist=processes.world == 1)
+    processes.barrier()
+    if processes.is_main:
+        files = {file.name: sha256(file) for file in sorted(draft.iterdir())}
+        _write(draft / STATE, json.dumps({"position": asdict(position), "facts": dict(facts), "files": files}, indent=1))
+        for file in draft.iterdir():
+            _flush(file)
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+        _write(folder / f".{LATEST}", final.name)
+        (folder / f".{LATEST}").replace(folder / LATEST)
+        _flush(folder)
+        for old in sorted(folder.glob("step-*"))[:-KEEP]:
+            shutil.rmtree(old)
+    processes.barrier()
+    return final
+
+
+def load(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any],
+    processes: Processes,
+) -> Position:
+    """Verify a checkpoint and continue from it.
+
+    Raises:
+        CheckpointError: damaged, or of another run; the message says which file or fact.
+    """
+    state = verify(path)
+    for name, value in facts.items():
+        if state["facts"].get(name) != value:
+            raise CheckpointError(
+                f"checkpoint {path} was made with {name} = {state['facts'].get(name)}, this run has {value}: continuing would "
+                f"not give the same result; start a new run, or use the same settings"
+            )
+    tensors = _state(model, optimizer, processes)
+    dcp.load(tensors, checkpoint_id=path, no_dist=processes.world == 1)
+    set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
+    torch.set_rng_state(tensors[_rng(processes)])
+    return Position(**state["position"])
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest committed checkpoint of a run, or None."""
+    pointer = folder / LATEST
+    return folder / pointer.read_text().strip() if pointer.is_file() else None
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's state and compare every file with its checksum.
+
+    Raises:
+        CheckpointError: names the damaged file.
+    """
+    try:
+        state = json.loads((path / STATE).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint: {STATE} is missing or damaged") from error
+    for name, expected in state["files"].items():
+        file = path / name
+        if not file.is_file() or sha256(file) != expected:
+            others = [p.name for p in sorted(path.parent.glob("step-*")) if p != path]
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: {name} {'is missing' if not file.is_file() else 'has changed'}"
+                + (f"; continue from {others[-1]} with --resume {path.parent / others[-1]}" if others else "")
+            )
+    return state
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Any]:
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    return {"model": model_state, "optimizer": optimizer_state, _rng(processes): torch.get_rng_state()}
+
+
+def _rng(processes: Processes) -> str:
+    return f"rng_{processes.rank}"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,144 @@
+"""What is trained, as data: part → trainable, learning rate, weight decay. Applied after weights are loaded."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from beni.config import OptimConfig
+from beni.errors import ConfigError
+from beni.model.modeling import BeniForConditionalGeneration
+
+NEW_TOKENS = "new_tokens"
+"""Embeddings of added tokens: a part that always starts from scratch."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeRow:
+    """One part of a model."""
+
+    part: str
+    parameters: int
+    trainable: bool
+    lr: float
+    """Peak learning rate."""
+    origin: str
+    """Where its weights came from, or `random`."""
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to: encoder.KEY, connector, fusion, llm or new_tokens."""
+    first, rest = name.split(".", 1)
+    return f"encoder.{rest.split('.', 1)[0]}" if first == "encoders" else first
+
+
+def freeze_table(model: BeniForConditionalGeneration, optim: OptimConfig, origins: Mapping[str, str]) -> list[FreezeRow]:
+    """Decide what is trained.
+
+    Args:
+        model: the model; its parameters are counted by part.
+        optim: `train` names parts, else those train that start from random weights.
+        origins: parts whose weights were loaded, and from where.
+
+    Raises:
+        ConfigError: `train` names a part that the model does not have.
+    """
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.numel()
+    wanted = _wanted(optim.train, counts) if optim.train else counts.keys() - origins.keys()
+    return [
+        FreezeRow(
+            part,
+            count,
+            part in wanted or part == NEW_TOKENS,
+            optim.lr_pretrained if part in origins else optim.lr,
+            origins.get(part, "random"),
+        )
+        for part, count in counts.items()
+    ]
+
+
+def _wanted(train: Iterable[str], parts: Iterable[str]) -> set[str]:
+    known = list(parts)
+    wanted: set[str] = set()
+    for name in train:
+        matches = [part for part in known if part == name or part.startswith(f"{name}.")]
+        if not matches:
+            if name in ("connector", "fusion"):
+                continue  # a part without parameters: nothing to train, nothing wrong
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"--train {name}: the model has no such part{f'; did you mean {close[0]}?' if close else ''} "
+                f"(it has {', '.join(known)})"
+            )
+        wanted.update(matches)
+    return wanted
+
+
+def apply(model: BeniForConditionalGeneration, table: Iterable[FreezeRow]) -> None:
+    """Set `requires_grad` by the table."""
+    trainable = {row.part: row.trainable for row in table}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable[part_of(name)])
+
+
+def parameter_groups(
+    model: BeniForConditionalGeneration, table: Iterable[FreezeRow], weight_decay: float
+) -> list[dict[str, object]]:
+    """Optimizer groups: per part, weight matrices with decay and everything else (norms, biases, gates, latents,
+    embeddings) without."""
+    decayed = _decayed(model)
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((part_of(name), id(parameter) in decayed), []).append(parameter)
+    lr = {row.part: row.lr for row in table}
+    return [
+        {"params": params, "lr": lr[part], "peak_lr": lr[part], "weight_decay": weight_decay * decay, "part": part}
+        for (part, decay), params in groups.items()
+    ]
+
+
+def _decayed(model: nn.Module) -> set[int]:
+    """Ids of the weights of linear and convolutional layers, except where they are tied to an embedding."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return {id(m.weight) for m in model.modules() if isinstance(m, layers)} - embeddings
+
+
+def assert_gradients(model: BeniForConditionalGeneration, table: Iterable[FreezeRow]) -> None:
+    """After the first backward pass: what is trainable got a gradient, what is frozen got none.
+
+    Raises:
+        ConfigError: names the first parameter that contradicts the table.
+    """
+    trainable = {row.part: row.trainable for row in table}
+    for name, parameter in model.named_parameters():
+        if trainable[part_of(name)] and parameter.grad is None:
+            raise ConfigError(
+                f"parameter '{name}' of {part_of(name)} is to be trained but received no gradient: the part does not use it"
+            )
+        if not trainable[part_of(name)] and parameter.grad is not None:
+            raise ConfigError(f"parameter '{name}' of {part_of(name)} is frozen but received a gradient")
+
+
+def show(table: Iterable[FreezeRow]) -> str:
+    """The table, for people."""
+    lines = [f"{'part':<16}{'parameters':>14}  {'trained':<9}{'peak lr':>9}  weights"]
+    for row in table:
+        lr = f"{row.lr:.1e}" if row.trainable else "–"
+        lines.append(f"{row.part:<16}{row.parameters:>14,}  {'yes' if row.trainable else 'frozen':<9}{lr:>9}  {row.origin}")
+    return "\n".join(lines)
+
+
+def frozen_fingerprint(model: nn.Module) -> torch.Tensor:
+    """A checksum of all frozen parameters: equal bits give equal sums."""
+    total = torch.zeros((), dtype=torch.float64)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            total += local.detach().double().sum().cpu()
+    return total

@@ -1,0 +1,106 @@
+"""What a run measures of itself: lines of metrics.jsonl, totals for result.json, a progress bar."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from beni.data.batch import PackedBatch
+from beni.processes import Processes
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts over all processes since the start of the run or its continuation."""
+
+    samples: float = 0
+    tokens: float = 0
+    positions: float = 0
+    """Computed positions: tokens and dummies."""
+    images: float = 0
+    visual_tokens: float = 0
+    seconds: float = 0
+    bad: dict[str, str] = field(default_factory=dict)
+    """Sample id → what was wrong, for samples left out."""
+
+    def add(self, batches: Sequence[PackedBatch]) -> None:
+        """Count one process's share of a step."""
+        for batch in batches:
+            self.samples += batch.stats.samples
+            self.tokens += batch.stats.tokens
+            self.positions += len(batch.ids_T)
+            self.images += batch.stats.images
+            self.visual_tokens += batch.stats.visual_tokens
+            self.bad.update(batch.stats.bad)
+
+    def over(self, processes: Processes) -> "Totals":
+        """The sum over processes."""
+        counts = processes.sum(self.samples, self.tokens, self.positions, self.images, self.visual_tokens)
+        bad = {name: why for share in processes.gather(self.bad) for name, why in share.items()}
+        return Totals(*counts, self.seconds, bad)
+
+    def summary(self) -> dict[str, Any]:
+        """Figures for result.json."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "samples_per_s": self.samples / seconds,
+            "tokens_per_s": self.tokens / seconds,
+            "padding_fraction": 1 - self.tokens / max(self.positions, 1),
+            "visual_tokens_per_image": self.visual_tokens / self.images if self.images else None,
+            "train_s": self.seconds,
+            "skipped_samples": len(self.bad),
+            "skipped": [{"id": name, "reason": why} for name, why in sorted(self.bad.items())],
+        }
+
+
+class Metrics:
+    """Writes metrics.jsonl and drives the progress bar; does nothing on other processes than the main one."""
+
+    def __init__(self, folder: Path, steps: int, done: int, is_main: bool) -> None:
+        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8") if is_main else None
+        self.bar = tqdm(total=steps, initial=done, unit="step", disable=not is_main, file=sys.stderr, dynamic_ncols=True)
+        self.started = time.perf_counter()
+
+    def log(self, step: int, **values: Any) -> None:
+        """Append a line."""
+        if self.file is not None:
+            line = {"step": step, "time_s": round(time.perf_counter() - self.started, 3), **values}
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+
+    def advance(self, **shown: str) -> None:
+        """One step done."""
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.file is not None:
+            self.file.close()
+
+
+def trim(path: Path, step: int) -> None:
+    """Drop lines behind a step, so that a continued run does not log steps twice."""
+    if path.is_file():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process has held: on its GPU, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def read_lines(path: Path) -> list[Mapping[str, Any]]:
+    """All lines of a metrics file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -1,0 +1,143 @@
+"""The values that travel between the parts: layouts, features, visual tokens.
+
+Legend for shape suffixes, used everywhere in beni:
+    B rows of a padded batch   T positions of a row       D channels          V visual tokens of a batch
+    C crops of a batch         N grid tokens of all crops P prefix tokens     I images of a batch
+    M visual memory (xattn)    H heads                    L longest tree of a bucket
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Size(NamedTuple):
+    """A width and a height in pixels (the order of PIL)."""
+
+    width: int
+    height: int
+
+
+class Grid(NamedTuple):
+    """Rows and columns of a map of tokens."""
+
+    rows: int
+    cols: int
+
+    @property
+    def count(self) -> int:
+        return self.rows * self.cols
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.cols}"
+
+
+class Box(NamedTuple):
+    """A rectangle, in pixels: left and top inclusive, right and bottom exclusive; may be fractional."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @classmethod
+    def of(cls, size: Size) -> "Box":
+        """The whole of an image."""
+        return cls(0.0, 0.0, float(size.width), float(size.height))
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """One input of an encoder: a box of the source drawn into a rectangle of a canvas.
+
+    Every view (squash, pad, tiles, pyramid) is a choice of such crops, so drawing them is done once, in `beni.data.images`.
+    """
+
+    canvas: Size
+    """Pixels of the encoder's input."""
+    box: Box
+    """The part of the source image that is drawn."""
+    valid: Box
+    """Where on the canvas it is drawn; outside is padding in the encoder's mean colour."""
+    level: int = 0
+    """Level of a pyramid, or 0."""
+    cell: tuple[int, int] = (0, 0)
+    """Row and column in the level's tile grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLayout:
+    """How one image is cut, a pure function of its size: known before a pixel is decoded.
+
+    `crops` holds, for each encoder key, the crops in the order in which their tokens are laid out.
+    """
+
+    size: Size
+    crops: Mapping[str, tuple[Crop, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """What everything outside an encoder must know of it: plain numbers, resolved once, stored in the model's config."""
+
+    size: Size
+    """Native input in pixels."""
+    stride: int
+    """Pixels per token along a side."""
+    width: int
+    """Channels of a token."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    prefix: int = 0
+    """Tokens in front of the grid (CLS, registers)."""
+    resample: str = "bicubic"
+    """Filter used to resize images: nearest, bilinear, bicubic or lanczos."""
+    partial: bool = False
+    """Whether an incomplete stride at the edge makes a token (convolutional nets with padding) or not (ViTs)."""
+    architecture: Mapping[str, Any] = field(default_factory=dict)
+    """What the encoder needs to be built again where its source cannot be reached; plain values."""
+
+    def grid(self, size: Size) -> Grid:
+        """Tokens that an input of this size becomes."""
+        extra = self.stride - 1 if self.partial else 0
+        return Grid((size.height + extra) // self.stride, (size.width + extra) // self.stride)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder returns for all crops of a batch; grids may differ from crop to crop, nothing is padded."""
+
+    tokens_ND: Float[Tensor, "N D"]
+    """Grid tokens of all crops, crop after crop, row-major."""
+    grids: tuple[Grid, ...]
+    """One grid per crop; their counts sum to N."""
+    prefix_CPD: Float[Tensor, "C P D"] | None = None
+    """CLS and register tokens, or None."""
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """What a connector returns: the visual tokens of a batch in image order."""
+
+    tokens_VD: Float[Tensor, "V D"]
+    counts: tuple[tuple[int, ...], ...]
+    """For each image, the tokens of each of its blocks (a crop, or a merged map)."""
+
+
+class Segment(NamedTuple):
+    """A stretch of a packed row. It sees itself causally and its ancestors wholly, and nothing else.
+
+    `parent` is the index of another segment of the row, or -1: with -1 everywhere this is plain packing; several
+    questions about one image are children of the segment that holds the image.
+    """
+
+    start: int
+    end: int
+    parent: int = -1
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start

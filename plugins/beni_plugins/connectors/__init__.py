@@ -1,0 +1,1 @@
+"""Connectors: features to visual tokens."""

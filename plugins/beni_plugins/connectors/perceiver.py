@@ -1,0 +1,154 @@
+"""Perceiver resamplers: a fixed number of learned latents attends to however many tokens a crop has.
+
+References: `flamingo` mlfoundations/open_flamingo, open_flamingo/src/helpers.py (PerceiverResampler);
+`idefics2` transformers, models/idefics2/modeling_idefics2.py (Idefics2Connector). The idefics2 reference initialises its
+latents to ones, so that all of them stay the same vector for ever; here they start different in both variants.
+
+Shapes: C crops, N tokens of a crop, Q latents, D width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from beni.interfaces import Connector, ConnectorConfig
+from beni.nn.blocks import GeluFeedForward, SwiGlu, attend
+from beni.types import EncoderSpec, Features, Grid
+
+
+@dataclass(frozen=True, slots=True)
+class PerceiverConfig(ConnectorConfig):
+    variant: Literal["flamingo", "idefics2"] = "flamingo"
+    """flamingo: LayerNorm and GELU in the encoder's width; idefics2: projected first, RMSNorm, SwiGLU and GQA."""
+    num_latents: int = 64
+    """Visual tokens per crop."""
+    depth: int = 2
+    """Layers."""
+    heads: int = 8
+    """Attention heads."""
+    kv_heads: int = 4
+    """Key and value heads, idefics2 only; divides `heads`."""
+    head_width: int = 64
+    """Channels per head; the reference of idefics2 has 96."""
+    ff_multiple: int = 4
+    """Width of the feed-forward in multiples of the latents' width."""
+    projection_width: int = 0
+    """Hidden width of idefics2's modality projection; 0: four times the width the fusion wants."""
+
+    def out_grid(self, grid: Grid) -> int:
+        return self.num_latents
+
+
+class Perceiver(Connector):
+    """Latents that read each crop by itself."""
+
+    beni_api = 1
+    Config = PerceiverConfig
+
+    def __init__(self, config: Any, encoders: Mapping[str, EncoderSpec], out_width: int) -> None:
+        super().__init__(config, encoders, out_width)
+        self.resampler: nn.Module
+        if config.variant == "flamingo":
+            self.before: nn.Module = nn.Identity()
+            self.resampler = FlamingoResampler(config, self.in_width)
+            self.after = nn.Identity() if out_width == self.in_width else nn.Linear(self.in_width, out_width)
+        else:
+            self.before = SwiGlu(self.in_width, config.projection_width or 4 * out_width, out_width)
+            self.resampler = Idefics2Resampler(config, out_width)
+            self.after = nn.Identity()
+
+    def project(self, features: Features) -> Float[Tensor, "V out"]:
+        x_ND = self.before(features.tokens_ND)
+        latents = [self.resampler(x_CND) for x_CND in _by_grid(x_ND, features.grids)]
+        return self.after(torch.cat(latents).flatten(0, 1))
+
+
+def _by_grid(x_ND: Tensor, grids: Sequence[Grid]) -> list[Float[Tensor, "C N D"]]:
+    """Runs of crops with the same number of tokens, batched."""
+    runs = [(count, len(list(run))) for count, run in groupby(grid.count for grid in grids)]
+    parts = x_ND.split([count * crops for count, crops in runs])
+    return [part.view(crops, count, -1) for part, (count, crops) in zip(parts, runs, strict=True)]
+
+
+class FlamingoResampler(nn.Module):
+    """Latents of the encoder's width; each layer attends to [media, latents], both LayerNormed, then a GELU FFN."""
+
+    def __init__(self, config: PerceiverConfig, width: int) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(config.num_latents, width))
+        self.layers = nn.ModuleList(
+            nn.ModuleList([FlamingoAttention(config, width), GeluFeedForward(width, config.ff_multiple)])
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_CND: Float[Tensor, "C N D"]) -> Float[Tensor, "C Q D"]:
+        latents_CQD = self.latents.expand(len(x_CND), -1, -1)
+        for attention, feed_forward in self.layers:  # type: ignore[misc]
+            latents_CQD = latents_CQD + attention(x_CND, latents_CQD)
+            latents_CQD = latents_CQD + feed_forward(latents_CQD)
+        return self.norm(latents_CQD)
+
+
+class FlamingoAttention(nn.Module):
+    def __init__(self, config: PerceiverConfig, width: int) -> None:
+        super().__init__()
+        inner = config.heads * config.head_width
+        self.heads = config.heads
+        self.norm_media = nn.LayerNorm(width)
+        self.norm_latents = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_kv = nn.Linear(width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, width, bias=False)
+
+    def forward(
+        self, x_CND: Float[Tensor, "C N D"], latents_CQD: Float[Tensor, "C Q D"]
+    ) -> Float[Tensor, "C Q D"]:
+        latents_CQD = self.norm_latents(latents_CQD)
+        keys = torch.cat([self.norm_media(x_CND), latents_CQD], dim=1)
+        k, v = self.to_kv(keys).chunk(2, dim=-1)
+        return self.to_out(attend(self.to_q(latents_CQD), k, v, self.heads))
+
+
+class Idefics2Resampler(nn.Module):
+    """Latents of the LLM's width; each layer attends to [context, latents] with GQA, RMSNorm and SwiGLU throughout."""
+
+    def __init__(self, config: PerceiverConfig, width: int) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(config.num_latents, width) * 0.02)
+        self.layers = nn.ModuleList(Idefics2Layer(config, width) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+
+    def forward(self, context_CND: Float[Tensor, "C N D"]) -> Float[Tensor, "C Q D"]:
+        latents_CQD = self.latents.expand(len(context_CND), -1, -1)
+        for layer in self.layers:
+            latents_CQD = layer(context_CND, latents_CQD)
+        return self.norm(latents_CQD)
+
+
+class Idefics2Layer(nn.Module):
+    def __init__(self, config: PerceiverConfig, width: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.heads, config.kv_heads
+        self.input_latents_norm = nn.RMSNorm(width, eps=1e-6)
+        self.input_context_norm = nn.RMSNorm(width, eps=1e-6)
+        self.q_proj = nn.Linear(width, config.heads * config.head_width, bias=False)
+        self.k_proj = nn.Linear(width, config.kv_heads * config.head_width, bias=False)
+        self.v_proj = nn.Linear(width, config.kv_heads * config.head_width, bias=False)
+        self.o_proj = nn.Linear(config.heads * config.head_width, width, bias=False)
+        self.post_attention_layernorm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp = SwiGlu(width, config.ff_multiple * width, width)
+
+    def forward(
+        self, context_CND: Float[Tensor, "C N D"], latents_CQD: Float[Tensor, "C Q D"]
+    ) -> Float[Tensor, "C Q D"]:
+        q_CQD = self.input_latents_norm(latents_CQD)
+        keys = torch.cat([self.input_context_norm(context_CND), q_CQD], dim=1)
+        out = attend(self.q_proj(q_CQD), self.k_proj(keys), self.v_proj(keys), self.heads, self.kv_heads)
+        latents_CQD = latents_CQD + self.o_proj(out)
+        return latents_CQD + self.mlp(self.post_attention_layernorm(latents_CQD))

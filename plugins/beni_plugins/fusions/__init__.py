@@ -1,0 +1,1 @@
+"""Fusions: visual tokens and the language model."""

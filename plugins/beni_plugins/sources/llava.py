@@ -1,0 +1,103 @@
+"""LLaVA JSON: a list of `{id, image?: path or list of paths, conversations: [{from: human | gpt, value}]}`.
+
+`image` may be a URL; paths are relative to the file's folder, or to the option `images`. A text turn places its images
+by `<image>` marks. A folder with train.json, val.json and test.json offers these splits.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from beni.config import PartConfig
+from beni.errors import DataError
+from beni.interfaces import Source
+from beni.sample import ROLES, Sample, Turn, image_ref, split_marks
+
+
+
+@dataclass(frozen=True, slots=True)
+class LlavaConfig(PartConfig):
+    argument: ClassVar[str] = "path"
+
+    path: str = ""
+    """A .json or .jsonl file, or a folder with one per split."""
+    images: str = ""
+    """Folder that image paths are relative to; by default the file's own."""
+
+
+class Llava(Source):
+    """One image, lists of images, or none, per item."""
+
+    beni_api = 1
+    Config = LlavaConfig
+
+    def split(self, name: str) -> Sequence[Sample] | None:
+        path = Path(self.config.path)
+        if path.is_dir():
+            path = next((p for p in (path / f"{name}.json", path / f"{name}.jsonl") if p.is_file()), path / f"{name}.json")
+            if not path.is_file():
+                if name == "train":
+                    raise DataError(f"{self.config.path} is a folder without train.json: name a file, or a folder with splits")
+                return None
+        elif name not in ("train", "all"):
+            return None
+        if not path.is_file():
+            raise DataError(f"llava: there is no file {path}")
+        root = Path(self.config.images) if self.config.images else path.parent
+        return [_sample(item, number, path, root) for number, item in enumerate(_read(path))]
+
+
+def _read(path: Path) -> list[Any]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        items = []
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                items += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: not JSON: {error}") from error
+        return items
+    try:
+        items = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON (cut off?): {error}") from error
+    if not isinstance(items, list):
+        raise DataError(f"{path} holds a {type(items).__name__}, LLaVA JSON is a list of items")
+    return items
+
+
+def _sample(item: Any, number: int, path: Path, root: Path) -> Sample:
+    """One item, checked.
+
+    Raises:
+        DataError: says which file and item, and what is wrong with it.
+    """
+
+    def wrong(what: str) -> DataError:
+        name = f" (id '{item['id']}')" if isinstance(item, dict) and "id" in item else ""
+        return DataError(f"{path}, item {number}{name}: {what}")
+
+    if not isinstance(item, dict):
+        raise wrong(f"is a {type(item).__name__}, not an object with 'conversations'")
+    talk = item.get("conversations")
+    if not isinstance(talk, list) or not talk:
+        raise wrong("has no 'conversations', a list of {from, value}")
+    images = item.get("image") or []
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise wrong("'image' is neither a path nor a list of paths")
+    turns: list[Turn] = []
+    placed = 0
+    for position, said in enumerate(talk):
+        if not isinstance(said, dict) or not isinstance(said.get("value"), str) or said.get("from") not in ROLES:
+            raise wrong(f"turn {position} is not {{from: human or gpt, value: text}}")
+        content = split_marks(said["value"], placed)
+        placed += sum(isinstance(part, int) for part in content)
+        turns.append(Turn(ROLES[said["from"]], content))
+    if placed != len(images):
+        raise wrong(f"has {placed} <image> marks but {len(images)} images")
+    if turns[-1].role != "assistant":
+        raise wrong("ends without an answer (its last turn is not from gpt)")
+    return Sample(str(item.get("id", number)), tuple(turns), tuple(image_ref(image, root) for image in images))

@@ -1,0 +1,220 @@
+"""Drawn scenes of 1–6 coloured shapes with questions of five types, balanced so that they cannot be guessed.
+
+Some colour×shape pairs occur only in the split `unseen`: neither an image nor a question of the other splits has them,
+so they measure whether a model combines what it knows. Everything is made from a seed; nothing is downloaded.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from beni.config import PartConfig
+from beni.errors import ConfigError
+from beni.interfaces import Source
+from beni.sample import ImageRef, Sample, vqa_sample
+from beni.types import Size
+
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (50, 80, 220),
+    "yellow": (235, 205, 40),
+    "purple": (150, 60, 190),
+    "orange": (245, 135, 30),
+    "black": (25, 25, 25),
+    "white": (250, 250, 250),
+}
+SHAPES = ("circle", "square", "triangle", "cross", "diamond")
+UNSEEN = frozenset(zip(COLOURS, ("circle", "square", "triangle", "cross", "diamond", "circle", "square", "triangle"), strict=True))
+"""One pair per colour that is held out: every colour and every shape is seen, these combinations are not."""
+BACKGROUNDS = (150, 200)
+"""Grey levels of the background."""
+SPLITS = {"train": 0, "val": 1, "test": 2, "unseen": 3}
+
+
+class Item(NamedTuple):
+    """One object: what it is, and its centre and size in pixels."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    side: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShapesConfig(PartConfig):
+    images: int = 5000
+    """Images of the training split; val has a tenth of that, test and unseen a fifth."""
+    size: int = 64
+    """Side of an image in pixels."""
+    smallest: int = 12
+    """Least side of an object in pixels."""
+    largest: int = 20
+    """Largest side of an object in pixels."""
+    most: int = 6
+    """Most objects in an image."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.smallest <= self.largest <= self.size / 3 or not 1 <= self.most <= 6:
+            raise ConfigError(
+                f"source 'shapes': objects of {self.smallest}–{self.largest} pixels, up to {self.most}, do not fit images of "
+                f"{self.size} pixels: 4 ≤ smallest ≤ largest ≤ size/3 and 1 ≤ most ≤ 6"
+            )
+
+
+class Shapes(Source):
+    """One question of every type that an image allows."""
+
+    beni_api = 1
+    Config = ShapesConfig
+    eval_splits: ClassVar[tuple[str, ...]] = ("test", "unseen")
+
+    def split(self, name: str) -> Sequence[Sample] | None:
+        if name not in SPLITS:
+            return None
+        count = {"train": 1.0, "val": 0.1, "test": 0.2, "unseen": 0.2}[name] * self.config.images
+        samples = []
+        for number in range(int(count)):
+            rng = np.random.default_rng((self.config.seed, SPLITS[name], number))
+            items = _scene(rng, self.config, unseen=name == "unseen")
+            image = ImageRef(data=_draw(rng, items, self.config.size), size=Size(self.config.size, self.config.size))
+            about = [i for i in items if (i.colour, i.shape) in UNSEEN] if name == "unseen" else items
+            for kind, ask in QUESTIONS.items():
+                asked = ask(rng, items, about)
+                if asked is not None:
+                    samples.append(vqa_sample(f"{name}-{number}-{kind}", image, *asked, {"type": kind}))
+        return samples
+
+
+# --------------------------------------------------------------------------------------------------------------- scenes
+
+
+def _scene(rng: np.random.Generator, config: ShapesConfig, unseen: bool) -> list[Item]:
+    """Objects that do not overlap; with `unseen`, at least one of a held-out pair, else none."""
+    seen = [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in UNSEEN]
+    held_out = sorted(UNSEEN)
+    wanted = int(rng.integers(1, config.most + 1))
+    items: list[Item] = []
+    for _ in range(50 * wanted):
+        side = float(rng.uniform(config.smallest, config.largest))
+        x, y = (float(v) for v in rng.uniform(side / 2 + 1, config.size - side / 2 - 1, 2))
+        if any(max(abs(x - i.x), abs(y - i.y)) < (side + i.side) / 2 + 1 for i in items):
+            continue
+        pairs = held_out if unseen and (not items or rng.random() < 0.3) else seen
+        if items and rng.random() < 0.35:  # repeat a colour or a shape, so that counting has something to count
+            like = items[int(rng.integers(len(items)))]
+            pairs = [p for p in pairs if like.colour == p[0] or like.shape == p[1]] or pairs
+        items.append(Item(*pairs[int(rng.integers(len(pairs)))], x, y, side))
+        if len(items) == wanted:
+            break
+    return items
+
+
+def _draw(rng: np.random.Generator, items: Sequence[Item], size: int) -> bytes:
+    """A PNG, anti-aliased by drawing four times as large."""
+    scale = 4
+    grey = int(rng.integers(*BACKGROUNDS))
+    canvas = Image.new("RGB", (size * scale, size * scale), (grey, grey, grey))
+    pen = ImageDraw.Draw(canvas)
+    for item in items:
+        colour = tuple(int(np.clip(v + rng.integers(-12, 13), 0, 255)) for v in COLOURS[item.colour])
+        x, y, r = item.x * scale, item.y * scale, item.side * scale / 2
+        if item.shape == "circle":
+            pen.ellipse((x - r, y - r, x + r, y + r), colour)
+        elif item.shape == "square":
+            pen.rectangle((x - r, y - r, x + r, y + r), colour)
+        elif item.shape == "triangle":
+            pen.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], colour)
+        elif item.shape == "diamond":
+            pen.polygon([(x, y - r), (x + r, y), (x, y + r), (x - r, y)], colour)
+        else:
+            pen.rectangle((x - r, y - r / 3, x + r, y + r / 3), colour)
+            pen.rectangle((x - r / 3, y - r, x + r / 3, y + r), colour)
+    file = io.BytesIO()
+    canvas.resize((size, size), Image.Resampling.BOX).save(file, "png")
+    return file.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------------ questions
+
+Asked = tuple[str, str] | None
+
+
+def _colour(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
+    counts = Counter(i.shape for i in items)
+    single = [i for i in about if counts[i.shape] == 1]
+    if not single:
+        return None
+    item = single[int(rng.integers(len(single)))]
+    return f"what color is the {item.shape}?", item.colour
+
+
+def _shape(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
+    counts = Counter(i.colour for i in items)
+    single = [i for i in about if counts[i.colour] == 1]
+    if not single:
+        return None
+    item = single[int(rng.integers(len(single)))]
+    return f"what shape is the {item.colour} object?", item.shape
+
+
+def _counting(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
+    """Each number that occurs in the scene is asked for equally often, so no number is a good guess."""
+    by_number: dict[int, list[str]] = {len(items): ["objects"]}
+    for colour, number in Counter(i.colour for i in items).items():
+        by_number.setdefault(number, []).append(f"{colour} objects")
+    for shape, number in Counter(i.shape for i in items).items():
+        by_number.setdefault(number, []).append(f"{shape}s" if shape != "cross" else "crosses")
+    number = sorted(by_number)[int(rng.integers(len(by_number)))]
+    what = by_number[number][int(rng.integers(len(by_number[number])))]
+    return f"how many {what} are there?", str(number)
+
+
+def _existence(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
+    """Yes and no equally often; a no combines a colour and a shape that are both there, where possible."""
+    present = {(i.colour, i.shape) for i in items}
+    known = UNSEEN if any((i.colour, i.shape) in UNSEEN for i in about) else _SEEN
+    if rng.random() < 0.5:
+        item = about[int(rng.integers(len(about)))]
+        return f"is there a {item.colour} {item.shape}?", "yes"
+    absent = sorted(known - present)
+    near = [(c, s) for c, s in absent if any(i.colour == c for i in items) and any(i.shape == s for i in items)]
+    half = [(c, s) for c, s in absent if any(i.colour == c or i.shape == s for i in items)]
+    choices = near or half or absent
+    colour, shape = choices[int(rng.integers(len(choices)))]
+    return f"is there a {colour} {shape}?", "no"
+
+
+def _relation(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
+    counts = Counter((i.colour, i.shape) for i in items)
+    single = [i for i in items if counts[i.colour, i.shape] == 1]
+    pairs = [
+        (a, b)
+        for a in single
+        for b in single
+        if a is not b and (a in about or b in about) and (a.colour, a.shape) != (b.colour, b.shape)
+    ]
+    if not pairs:
+        return None
+    a, b = pairs[int(rng.integers(len(pairs)))]
+    far_x, far_y = abs(a.x - b.x), abs(a.y - b.y)
+    word = ("left of" if rng.random() < 0.5 else "right of") if far_x > far_y else ("above" if rng.random() < 0.5 else "below")
+    true = {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[word]
+    return f"is the {a.colour} {a.shape} {word} the {b.colour} {b.shape}?", "yes" if true else "no"
+
+
+_SEEN = frozenset((c, s) for c in COLOURS for s in SHAPES) - UNSEEN
+QUESTIONS: dict[str, Callable[[np.random.Generator, Sequence[Item], Sequence[Item]], Asked]] = {
+    "colour": _colour,
+    "shape": _shape,
+    "counting": _counting,
+    "existence": _existence,
+    "relation": _relation,
+}

@@ -1,0 +1,1 @@
+"""Views: how an image is cut into crops."""
