@@ -14,6 +14,9 @@ Role = Literal["system", "user", "assistant", "text"]
 IMAGE_MARK = "<image>"
 """Stands for an image in the text of LLaVA files and prompts."""
 
+VISUAL_MARK = "<|visual|>"
+"""The token at a position that one visual token takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
@@ -27,6 +30,10 @@ class ImageRef:
     data: bytes = field(default=b"", repr=False)
     size: Size | None = None
 
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.path, self.url, self.data))) != 1:
+            raise DataError("an image is exactly one of a path, a URL, or the bytes of an image file; this one is empty")
+
     @property
     def key(self) -> str | bytes:
         """Equal for references to the same image."""
@@ -35,7 +42,7 @@ class ImageRef:
     @property
     def name(self) -> str:
         """For messages."""
-        return self.path or self.url or f"{len(self.data)} bytes"
+        return self.path or self.url or f"({len(self.data):,} bytes)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,8 @@ class Sample:
     """Free labels (`{"type": "counting"}`): accuracy is also reported for each value."""
 
     def __post_init__(self) -> None:
+        if not self.turns:
+            raise DataError(f"sample '{self.id}' has no turns")
         placed = [part for turn in self.turns for part in turn.content if isinstance(part, int)]
         if placed != list(range(len(self.images))):
             raise DataError(

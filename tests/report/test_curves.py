@@ -55,7 +55,9 @@ def test_a_wide_range_is_logarithmic() -> None:
 
 
 def test_an_axis_from_zero_starts_there() -> None:
-    plot = make_plot("Speed", "tokens/s", [{"step": 1, "v": 900.0}, {"step": 2, "v": 1000.0}], {"v": "v"}, from_zero=True)
+    plot = make_plot(
+        "Speed", "tokens/s", [{"step": 1, "v": 900.0}, {"step": 2, "v": 1000.0}], {"v": "v"}, from_zero=True
+    )
     assert plot is not None
     assert plot.y_ticks[0].label == "0" and not plot.logarithmic
 
@@ -74,7 +76,9 @@ def test_one_constant_value_can_be_drawn(value: float) -> None:
 
 
 def test_zero_from_zero_can_be_drawn() -> None:
-    assert make_plot("LR", "", [{"step": 1, "lr": 0.0}, {"step": 2, "lr": 0.0}], {"lr": "lr"}, from_zero=True) is not None
+    assert (
+        make_plot("LR", "", [{"step": 1, "lr": 0.0}, {"step": 2, "lr": 0.0}], {"lr": "lr"}, from_zero=True) is not None
+    )
 
 
 def test_a_very_long_run_is_thinned_to_its_ends() -> None:

@@ -31,7 +31,9 @@ def test_the_interval_holds_the_share_and_narrows_with_items() -> None:
     assert widths == sorted(widths, reverse=True)
 
 
-@pytest.mark.parametrize("show", [figures.percent, figures.whole, figures.decimal, figures.quantity, figures.size, figures.duration])
+@pytest.mark.parametrize(
+    "show", [figures.percent, figures.whole, figures.decimal, figures.quantity, figures.size, figures.duration]
+)
 def test_what_is_missing_becomes_a_dash(show) -> None:
     assert show(None) == "–"
 

@@ -1,19 +1,18 @@
-import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import picture
 from PIL import Image
 
 from beni.config import run_config_from_dict
 from beni.eval.judge import Prediction
 from beni.report import write_report
 from beni.sample import ImageRef, Sample, Turn, vqa_sample
+from tests.report.drawn import picture
+from tests.report.pages import Page, embedded
 
 CONFIG = run_config_from_dict({"connector": {"name": "perceiver"}, "fusion": {"name": "xattn"}}).to_dict()
 ATTACK = '<script>alert("1")</script>'
@@ -34,7 +33,12 @@ RESULT: dict[str, Any] = {
             "accuracy": 0.8125,
             "by_tag": {"type=colour": {"items": 10, "accuracy": 0.8}},
             "unreadable": 1,
-            "blind": {"items": 16, "accuracy": 0.5, "by_tag": {"type=colour": {"items": 10, "accuracy": 0.3}}, "unreadable": 1},
+            "blind": {
+                "items": 16,
+                "accuracy": 0.5,
+                "by_tag": {"type=colour": {"items": 10, "accuracy": 0.3}},
+                "unreadable": 1,
+            },
         }
     },
 }
@@ -42,29 +46,18 @@ METRICS = [
     line
     for step in range(10, 310, 10)
     for line in (
-        {"step": step, "time_s": 1.0, "loss": 1 + 1 / step, "grad_norm": 0.5, "lr": 1e-3, "samples_per_s": 9.0, "tokens_per_s": 99.0},
+        {
+            "step": step,
+            "time_s": 1.0,
+            "loss": 1 + 1 / step,
+            "grad_norm": 0.5,
+            "lr": 1e-3,
+            "samples_per_s": 9.0,
+            "tokens_per_s": 99.0,
+        },
         *([{"step": step, "time_s": 1.0, "val_loss": 1.1}] if step % 100 == 0 else []),
     )
 ]
-
-
-class Page(HTMLParser):
-    """Tags, attributes and the visible text of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def item(name: str, correct: bool, image: ImageRef | None = None) -> tuple[Sample, Prediction]:
@@ -82,7 +75,9 @@ def write(tmp_path: Path, result: dict[str, Any] | None = None, metrics=(), show
 def test_it_needs_nothing_but_itself(tmp_path: Path) -> None:
     html = write(tmp_path, metrics=METRICS, shown=[item("a", True)])
     page = Page(html)
-    links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href", "data")]
+    links = [
+        value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href", "data")
+    ]
     assert links and all(link is not None and link.startswith("data:image/") for link in links)
     assert not page.all("script") and not page.all("link")
     assert "@import" not in html and "url(" not in html
@@ -108,7 +103,9 @@ def test_curves_have_as_many_points_as_lines(tmp_path: Path) -> None:
     assert [len((line["points"] or "").split()) for line in polylines] == [30, 3, 30, 30, 30]
 
 
-@pytest.mark.parametrize("where", ["question", "prediction", "target", "id", "tag", "error", "dataset", "reason", "config"])
+@pytest.mark.parametrize(
+    "where", ["question", "prediction", "target", "id", "tag", "error", "dataset", "reason", "config"]
+)
 def test_what_comes_from_data_is_escaped(tmp_path: Path, where: str) -> None:
     def text(name: str) -> str:
         return ATTACK if name == where else name
@@ -128,11 +125,24 @@ def test_what_comes_from_data_is_escaped(tmp_path: Path, where: str) -> None:
 
 def test_an_attack_cannot_leave_an_attribute(tmp_path: Path) -> None:
     attack = '" onload="alert(1)'
-    html = write(tmp_path, shown=[(sample := vqa_sample(attack, picture("red"), attack, attack), Prediction(attack, attack, sample.answer, True))])
+    html = write(
+        tmp_path,
+        shown=[
+            (
+                sample := vqa_sample(attack, picture("red"), attack, attack),
+                Prediction(attack, attack, sample.answer, True),
+            )
+        ],
+    )
     assert all(not name.startswith("on") for _, attributes in Page(html).tags for name in attributes)
 
 
-@pytest.mark.parametrize("result", [{}, dict.fromkeys(RESULT), RESULT | {"evaluations": {"empty": {"items": 0, "accuracy": None, "by_tag": {}, "unreadable": 0, "blind": {"items": 0, "accuracy": None, "by_tag": {}}}}}])  # fmt: skip
+NOTHING: dict[str, Any] = {"items": 0, "accuracy": None, "by_tag": {}, "unreadable": 0}
+
+
+@pytest.mark.parametrize(
+    "result", [{}, dict.fromkeys(RESULT), RESULT | {"evaluations": {"empty": NOTHING | {"blind": NOTHING}}}]
+)
 def test_it_survives_missing_figures(tmp_path: Path, result: dict[str, Any]) -> None:
     text = Page(write(tmp_path, result)).text
     assert "None" not in text and "nan" not in text
@@ -142,16 +152,9 @@ def test_it_survives_missing_figures(tmp_path: Path, result: dict[str, Any]) -> 
 def test_wrong_answers_come_first(tmp_path: Path) -> None:
     shown = [item("a", True), item("b", False), item("c", True), item("d", False)]
     assert re.findall(r"question of (\w)\?", write(tmp_path, shown=shown)) == ["b", "d", "a", "c"]
-    assert [a["class"] for a in Page(write(tmp_path, shown=shown)).all("article")] == ["panel card wrong"] * 2 + ["panel card right"] * 2
-
-
-def embedded(html: str) -> list[tuple[Image.Image, bool]]:
-    """Pictures of a page, and whether their pixels stay visible."""
-    found = []
-    for attributes in Page(html).all("img"):
-        data = (attributes["src"] or "").partition("base64,")[2]
-        found.append((Image.open(io.BytesIO(base64.b64decode(data))), "tiny" in (attributes.get("class") or "")))
-    return found
+    assert [a["class"] for a in Page(write(tmp_path, shown=shown)).all("article")] == ["panel card wrong"] * 2 + [
+        "panel card right"
+    ] * 2
 
 
 def test_pictures_are_embedded_small(tmp_path: Path) -> None:
@@ -177,7 +180,12 @@ def test_an_item_without_a_picture_is_shown(tmp_path: Path) -> None:
 
 def test_samples_left_out_are_listed(tmp_path: Path) -> None:
     skipped = [{"id": f"s{i}", "reason": "there is no image"} for i in range(300)]
-    result = RESULT | {"unusable": [{"id": "u", "reason": "too long"}], "unusable_samples": 1, "skipped": skipped, "skipped_samples": 300}
+    result = RESULT | {
+        "unusable": [{"id": "u", "reason": "too long"}],
+        "unusable_samples": 1,
+        "skipped": skipped,
+        "skipped_samples": 300,
+    }
     text = Page(write(tmp_path, result)).text
     assert "301 samples were not trained on; the first 200 are listed" in text and "too long" in text
     assert "were not trained on" not in Page(write(tmp_path)).text

@@ -3,8 +3,6 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import MakeRows, picture, questions
-from test_page import Page, embedded
 
 from beni.config import BatchConfig, PartConfig
 from beni.data.loader import Rows
@@ -14,6 +12,8 @@ from beni.model.build import Built
 from beni.report import write_sample
 from beni.sample import ImageRef, Sample, Turn, vqa_sample
 from beni.types import Box, Crop, EncoderSpec, Size
+from tests.report.drawn import MakeRows, picture, questions
+from tests.report.pages import Page, embedded
 
 
 class Halves(View):
@@ -24,7 +24,7 @@ class Halves(View):
 
     def crops(self, size: Size, spec: EncoderSpec) -> tuple[Crop, ...]:
         middle, full = size.width / 2, Box.of(spec.size)
-        boxes = (Box.of(size), Box(0, 0, middle, size.height), Box(middle, 0, size.width, size.height))
+        boxes = (Box.of(size), Box(0.0, 0.0, middle, size.height), Box(middle, 0.0, size.width, size.height))
         return tuple(Crop(spec.size, box, full, int(i > 0), (0, max(0, i - 1))) for i, box in enumerate(boxes))
 
     def largest(self, spec: EncoderSpec) -> Size:
@@ -42,7 +42,9 @@ def chips(html: str, kind: str) -> list[str]:
     return [re.sub("<.*?>", "", text) for text in re.findall(f'<span class="t{kind}" title.*?>(.*?)</span>', strip)]
 
 
-def test_tokens_targets_images_and_parents_are_shown(tmp_path: Path, make_rows: MakeRows, built: dict[str, Built]) -> None:
+def test_tokens_targets_images_and_parents_are_shown(
+    tmp_path: Path, make_rows: MakeRows, built: dict[str, Built]
+) -> None:
     rows = make_rows(questions())
     stats = rows[(0, 0, 0)].stats
     html = write(tmp_path, rows, built)
@@ -55,7 +57,9 @@ def test_tokens_targets_images_and_parents_are_shown(tmp_path: Path, make_rows: 
     assert f"10 samples · {stats.tokens} tokens · {stats.targets} targets · 3 images" in Page(html).text
 
 
-def test_the_picture_stands_next_to_what_the_encoder_gets(tmp_path: Path, make_rows: MakeRows, built: dict[str, Built]) -> None:
+def test_the_picture_stands_next_to_what_the_encoder_gets(
+    tmp_path: Path, make_rows: MakeRows, built: dict[str, Built]
+) -> None:
     html = write(tmp_path, make_rows(questions()), built)
     page = Page(html)
     assert len(page.all("image")) == 3
@@ -82,11 +86,11 @@ def test_every_crop_is_outlined_and_labelled_and_images_are_told_apart(tmp_path:
 
 
 def test_long_rows_are_cut(tmp_path: Path, make_rows: MakeRows, built: dict[str, Built]) -> None:
-    samples = [vqa_sample(f"{i}", picture("red", (40 + i, 40)), "is it large? " * 10, "yes") for i in range(10)]
+    samples = [vqa_sample(f"{i}", picture("red", (40 + i, 40)), "is it large? " * 10, "yes") for i in range(20)]
     rows = make_rows(samples)
     html = write(tmp_path, rows, built)
     assert len(chips(html, "")) + len(chips(html, " target")) + len(chips(html, " visual")) == 600
-    assert re.search(r"… and [\d,]+ more tokens, \d+ more segments", html) and "… and 6 more images" in html
+    assert re.search(r"… and [\d,]+ more tokens, \d+ more segments", html) and "… and 16 more images" in html
 
 
 def test_text_is_escaped_and_nothing_is_loaded(tmp_path: Path, make_rows: MakeRows, built: dict[str, Built]) -> None:
@@ -97,7 +101,9 @@ def test_text_is_escaped_and_nothing_is_loaded(tmp_path: Path, make_rows: MakeRo
     assert links and all(link is not None and link.startswith("data:image/") for link in links)
 
 
-def test_unreadable_images_and_rows_without_images(tmp_path: Path, make_rows: MakeRows, built: dict[str, Built]) -> None:
+def test_unreadable_images_and_rows_without_images(
+    tmp_path: Path, make_rows: MakeRows, built: dict[str, Built]
+) -> None:
     gone = vqa_sample("gone", ImageRef(path=str(tmp_path / "gone.png"), size=Size(8, 8)), "is it red?", "yes")
     html = write(tmp_path, make_rows([gone, *questions()[:3]]), built)
     assert len(embedded(html)) == 1 and chips(html, " visual") == ["▦ 64 visual tokens"]

@@ -1,13 +1,13 @@
 import re
 
 import pytest
-from conftest import MakeRows, questions
 
 from beni.data.document import IGNORE
 from beni.model.build import Built
 from beni.report import show_batch
 from beni.report.tokens import segment_tokens, texts_of, visible
 from beni.sample import Sample, Turn
+from tests.report.drawn import MakeRows, questions
 
 
 @pytest.fixture(params=["inline", "xattn"])
@@ -19,7 +19,7 @@ def test_exactly_the_targets_are_marked(make_rows: MakeRows, built: dict[str, Bu
     rows = make_rows(questions(), fusion)
     tokenizer = built[fusion].tokenizer
     shown = show_batch(rows[(0, 0, 0)], tokenizer, rows.composer.image_token, limit=10_000)
-    marked = re.findall("⟦(.*?)⟧", shown)
+    marked = re.findall("⟦(.*?)⟧", shown.partition("\n")[2])
     expected = []
     for sample in questions():
         document = rows.composer.compose(sample)
@@ -37,9 +37,25 @@ def test_marked_tokens_are_the_targets_of_the_batch(make_rows: MakeRows, fusion:
 
 def test_images_are_one_mark_and_segments_are_lines(make_rows: MakeRows, built: dict[str, Built]) -> None:
     rows = make_rows(questions())
-    lines = show_batch(rows[(0, 0, 0)], built["inline"].tokenizer, rows.composer.image_token, limit=10_000).splitlines()[1:]
+    lines = show_batch(
+        rows[(0, 0, 0)], built["inline"].tokenizer, rows.composer.image_token, limit=10_000
+    ).splitlines()[1:]
     heads = [re.match(r"\[(.*?)\]", line).group(1) for line in lines]  # type: ignore[union-attr]
-    assert heads == ["0", "1 ⟵ 0", "2 ⟵ 0", "3 ⟵ 0", "4", "5 ⟵ 4", "6 ⟵ 4", "7 ⟵ 4", "8", "9 ⟵ 8", "10 ⟵ 8", "11 ⟵ 8", "12"]
+    assert heads == [
+        "0",
+        "1 ⟵ 0",
+        "2 ⟵ 0",
+        "3 ⟵ 0",
+        "4",
+        "5 ⟵ 4",
+        "6 ⟵ 4",
+        "7 ⟵ 4",
+        "8",
+        "9 ⟵ 8",
+        "10 ⟵ 8",
+        "11 ⟵ 8",
+        "12",
+    ]
     assert [line.count("<image ×64>") for line in lines] == [1, 0, 0, 0] * 3 + [0]
     assert "⏎what colour is it?" in lines[1] and "⟦red" in lines[1]
 

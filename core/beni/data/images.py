@@ -7,8 +7,11 @@ a picture, or is too large to be honest, is refused with an `ImageError` that na
 import hashlib
 import io
 import os
+import struct
 import tempfile
 import time
+import warnings
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,11 +20,11 @@ import numpy as np
 import requests
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from beni.sample import ImageRef
 from beni.errors import ImageError
+from beni.sample import ImageRef
 from beni.types import Box, Crop, EncoderSpec, Size
 
 MAX_PIXELS = 64_000_000
@@ -31,10 +34,28 @@ MAX_BYTES = 64_000_000
 FETCH_TIMEOUT_S = 15.0
 FETCH_TRIES = 3
 RETRY_WAIT_S = 0.5
+"""Wait before the second try; it doubles with every further one."""
+RETRIED_STATUS = frozenset({408, 429, *range(500, 600)})
+"""HTTP answers that may be better the next time; others are final."""
 
 _ROTATED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 _EXIF_ORIENTATION = 0x0112
+_DAMAGED = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    RuntimeError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What decoders raise for damaged files; found by flipping bytes of every format."""
 
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
@@ -60,8 +81,12 @@ def image_size(ref: ImageRef) -> Size:
 
 def _oriented_size_of_bytes(ref: ImageRef) -> Size:
     with _open(ref) as image:
+        try:
+            # a TIFF's size is told as it will be after loading; every other format's as it is stored
+            rotated = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION) in _ROTATED
+        except _DAMAGED as error:
+            raise ImageError(f"image {ref.name} has a damaged EXIF header: {error}") from error
         width, height = image.size
-        rotated = image.getexif().get(_EXIF_ORIENTATION) in _ROTATED
         return Size(height, width) if rotated else Size(width, height)
 
 
@@ -71,14 +96,23 @@ _oriented_size_of_file = lru_cache(maxsize=1_000_000)(_oriented_size_of_bytes)  
 def load_image(ref: ImageRef) -> Image.Image:
     """Fetch and decode an image to RGB, upright, on white where it is transparent.
 
+    A download that turns out to be damaged is forgotten, so that the next attempt fetches it again.
+
     Raises:
-        ImageError: missing, truncated, not an image, larger than `MAX_PIXELS`, or not to be fetched.
+        ImageError: missing, truncated, not an image, larger than `MAX_PIXELS`, of another size than its source said, or
+            not to be fetched.
     """
     with _open(ref) as image:
         try:
-            return _to_rgb(ImageOps.exif_transpose(image))
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise ImageError(f"image {ref.name} cannot be decoded: {error}") from error
+            picture = _to_rgb(ImageOps.exif_transpose(image))
+        except _DAMAGED as error:
+            if ref.url:
+                _cached(ref.url).unlink(missing_ok=True)
+            raise ImageError(f"image {ref.name} is damaged: {error}") from error
+    if ref.size and picture.size != tuple(ref.size):
+        told, found = ("{}x{}".format(*size) for size in (ref.size, picture.size))
+        raise ImageError(f"image {ref.name} was said to be {told} pixels large, but is {found}")
+    return picture
 
 
 def draw(image: Image.Image, crop: Crop, background: tuple[int, int, int], resample: str) -> Image.Image:
@@ -116,25 +150,38 @@ def blank_image(spec: EncoderSpec) -> ImageRef:
 
 
 def _open(ref: ImageRef) -> Image.Image:
-    file: str | io.BytesIO = io.BytesIO(ref.data) if ref.data else (ref.path or str(_fetch(ref.url)))
+    """The image with its header read.
+
+    Raises:
+        ImageError: missing, not an image, or larger than `MAX_PIXELS`.
+    """
+    return _read_header(io.BytesIO(ref.data) if ref.data else Path(ref.path) if ref.path else _fetch(ref.url), ref.name)
+
+
+def _read_header(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
-        image = Image.open(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(file)
     except FileNotFoundError as error:
-        raise ImageError(f"there is no image {ref.name}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{ref.name} is not a readable image: {error}") from error
+        raise ImageError(f"there is no image {name}") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ImageError(f"image {name} has more than the {MAX_PIXELS:,} pixels that are accepted") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"image {name} is not in any image format") from error
+    except _DAMAGED as error:
+        raise ImageError(f"image {name} cannot be read: {error}") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()
-        raise ImageError(f"image {ref.name} has {width}x{height} pixels, more than the {MAX_PIXELS:,} that are accepted")
+        raise ImageError(f"image {name} has {width}x{height} pixels, more than the {MAX_PIXELS:,} that are accepted")
     return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey: PIL's own conversion clips instead of scaling
-        grey = np.asarray(image, dtype=np.float32)
-        span = 65535.0 if grey.max(initial=0) > 255 else 255.0
-        return Image.fromarray((grey * (255.0 / span)).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith(("I", "F")):  # PIL's own conversion clips instead of scaling
+        grey = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        return Image.fromarray((grey * (255.0 / _white(image.mode, grey))).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         canvas = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -142,9 +189,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _white(mode: str, grey: np.ndarray) -> float:
+    """The value that means white: 65535 for 16 bits; for 32 bits and floats the usual one that holds the brightest."""
+    if mode.startswith("I;16"):
+        return 65535.0
+    brightest = grey.max(initial=0)
+    if mode == "F" and brightest <= 1:
+        return 1.0
+    return 255.0 if brightest <= 255 else 65535.0
+
+
+def _cached(url: str) -> Path:
+    return cache_dir() / "images" / hashlib.sha256(url.encode()).hexdigest()
+
+
 def _fetch(url: str) -> Path:
     """Download once, whole or not at all; later calls find the file."""
-    path = cache_dir() / "images" / hashlib.sha256(url.encode()).hexdigest()
+    path = _cached(url)
     if path.exists():
         return path
     error: Exception | None = None
@@ -155,19 +216,24 @@ def _fetch(url: str) -> Path:
             return _download(url, path)
         except requests.HTTPError as failed:
             error = failed
-            if failed.response.status_code < 500:
+            if failed.response.status_code not in RETRIED_STATUS:
                 break
         except requests.RequestException as failed:
             error = failed
-    raise ImageError(f"image {url} cannot be fetched ({attempt + 1} tries): {error}") from error
+            if isinstance(failed, ValueError):  # not a URL that can be asked for at all
+                break
+    tries = f" ({FETCH_TRIES} tries)" if attempt else ""
+    raise ImageError(f"image {url} cannot be fetched{tries}: {error}") from error
 
 
 def _download(url: str, path: Path) -> Path:
+    """Fetch to a temporary file beside `path`; it moves there only when it is whole, and an image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 4 * FETCH_TIMEOUT_S
     with requests.get(url, stream=True, timeout=FETCH_TIMEOUT_S) as response:
         response.raise_for_status()
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            draft = Path(file.name)
             try:
                 for chunk in response.iter_content(1 << 16):
                     file.write(chunk)
@@ -179,7 +245,9 @@ def _download(url: str, path: Path) -> Path:
                 if expected and not response.headers.get("Content-Encoding") and file.tell() != int(expected):
                     raise requests.ConnectionError(f"{file.tell()} of {expected} bytes arrived")
                 file.close()
-                Path(file.name).replace(path)
+                kind = response.headers.get("Content-Type", "unknown")
+                _read_header(draft, f"{url} (Content-Type {kind})").close()
+                draft.replace(path)
             finally:
-                Path(file.name).unlink(missing_ok=True)
+                draft.unlink(missing_ok=True)
     return path

@@ -2,8 +2,11 @@
 
 A rendered conversation is cut into pieces (text, image, answer) and every piece is tokenized by itself. So the prompt
 of a generation has exactly the tokens it had in training, and labels are known while tokenizing, never recovered later.
+What people say is text and nothing else: a `</s>` or `<image>` that stands in it is spelled out, never taken for the token.
 """
 
+import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,12 +17,16 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from beni.sample import Turn
 from beni.errors import ConfigError, DataError
+from beni.sample import Turn
 
 BUILT_IN = ("plain", "vicuna", "llama_2", "chatml")
 _IMAGE = "\ue0f1"
 """A private-use character that stands for an image while Jinja renders; never reaches the tokenizer."""
+_CUT = "\ue0f2"
+"""Another one: the text is tokenized in two parts here, so that no special token is found across it."""
+_CACHED_CHARACTERS = 512
+"""Conversations up to this length are remembered: short ones come again (one question about many images)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,9 @@ class Template:
         tokenizer: any Hugging Face tokenizer; BOS and PAD may be missing, EOS may not.
         jinja: the template's source, with Hugging Face's variables (messages, add_generation_prompt, bos_token …).
         stop_ids: tokens that end an answer; the tokenizer's EOS is one of them.
+
+    Raises:
+        ConfigError: the tokenizer has no EOS, or the template is not valid Jinja.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, jinja: str, stop_ids: Iterable[int] = ()) -> None:
@@ -46,46 +56,69 @@ class Template:
         self.tokenizer = tokenizer
         self.jinja = jinja
         self.stop_ids = frozenset({int(tokenizer.eos_token_id), *stop_ids})
-        self.encode = lru_cache(maxsize=1 << 16)(self._encode)
+        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
+        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        self._short = lru_cache(maxsize=1 << 14)(self._encode)
+        try:
+            self._render([Turn("user", ("a",)), Turn("assistant", ("b",))], prompt=False)
+        except DataError as error:
+            if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
+                wrong = error.__cause__
+                raise ConfigError(f"the chat template is not valid Jinja, line {wrong.lineno}: {wrong.message}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:  # the cache stays behind when a worker process is started
         return Template, (self.tokenizer, self.jinja, tuple(self.stop_ids))
 
-    def _encode(self, turns: tuple[Turn, ...], prompt_only: bool = False) -> tuple[Piece, ...]:
+    def encode(self, turns: tuple[Turn, ...], prompt_only: bool = False) -> tuple[Piece, ...]:
         """Token pieces of a conversation.
 
         Args:
-            turns: the conversation; the last turn is an answer (or `text`).
+            turns: the conversation; the last turn is an answer. Or one turn `text`, all of which is a target.
             prompt_only: leave the last answer out and end where the model has to go on.
 
         Raises:
             DataError: the conversation does not alternate as the template wants, or ends without an answer.
+            ConfigError: the template cannot be trained with.
         """
+        length = sum(len(part) for turn in turns for part in turn.content if isinstance(part, str))
+        return (self._short if length <= _CACHED_CHARACTERS else self._encode)(turns, prompt_only)
+
+    def _encode(self, turns: tuple[Turn, ...], prompt_only: bool) -> tuple[Piece, ...]:
         if turns[0].role == "text":
-            ids = self._tokenize("".join(part for part in turns[0].content if isinstance(part, str)))
-            return (Piece(ids, labelled=True),) if not prompt_only else (Piece(ids),)
+            return self._text(turns, labelled=not prompt_only)
         if turns[-1].role != "assistant":
             raise DataError("the conversation ends without an answer")
-        spans = self._render_spans(turns)
-        if prompt_only:
-            spans = spans[:-1]
+        if not prompt_only and not "".join(map(str, turns[-1].content)).strip():
+            raise DataError("there is nothing to learn: the answer is empty")
+        answers = [turn for turn in turns if turn.role == "assistant"]
         pieces: list[Piece] = []
         image = 0
-        for index, (text, is_answer) in enumerate(spans):
-            if is_answer:
-                pieces += self._answer(text, last=index == len(spans) - 1)
-                continue
-            for position, chunk in enumerate(text.split(_IMAGE)):
+        for number, (prompt, answer) in enumerate(self._render_spans(turns)):
+            for position, chunk in enumerate(prompt.split(_IMAGE)):
                 if position:
                     pieces.append(Piece(image=image))
                     image += 1
                 if chunk:
                     pieces.append(Piece(self._tokenize(chunk)))
+            last = number == len(answers) - 1
+            if not (last and prompt_only):
+                pieces += self._answer(answer, self._content(answers[number]).strip(), last)
+        placed = sum(isinstance(part, int) for turn in turns for part in turn.content)
+        if image != placed:
+            raise ConfigError(f"this chat template shows {image} of the {placed} images of a conversation: choose another")
         return tuple(pieces)
 
-    def _render_spans(self, turns: Sequence[Turn]) -> list[tuple[str, bool]]:
-        """The rendered conversation as alternating stretches of prompt (False) and answer (True)."""
-        spans: list[tuple[str, bool]] = []
+    def _text(self, turns: Sequence[Turn], labelled: bool) -> tuple[Piece, ...]:
+        if len(turns) > 1:
+            raise DataError("raw text is one turn, this has more behind it")
+        return tuple(
+            Piece(image=part) if isinstance(part, int) else Piece(self._tokenize(self._plain(part)), labelled=labelled)
+            for part in turns[0].content
+        )
+
+    def _render_spans(self, turns: Sequence[Turn]) -> list[tuple[str, str]]:
+        """The rendered conversation as (prompt, answer) stretches."""
+        spans: list[tuple[str, str]] = []
         done = ""
         for index, turn in enumerate(turns):
             if turn.role != "assistant":
@@ -97,15 +130,12 @@ class Template:
                     "this chat template rewrites earlier turns when later ones follow, so training and generation would "
                     "see different texts: choose another with --template"
                 )
-            spans += [(before[len(done) :], False), (after[len(before) :], True)]
+            spans.append((before[len(done) :], after[len(before) :]))
             done = after
         return spans
 
     def _render(self, turns: Sequence[Turn], prompt: bool) -> str:
-        messages = [
-            {"role": turn.role, "content": "".join(_IMAGE if isinstance(part, int) else part for part in turn.content)}
-            for turn in turns
-        ]
+        messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
         try:
             rendered = self.tokenizer.apply_chat_template(
                 messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=prompt
@@ -115,17 +145,37 @@ class Template:
         assert isinstance(rendered, str)
         return rendered
 
-    def _answer(self, text: str, last: bool) -> list[Piece]:
-        """An answer up to and including its end token, which is added if the template writes none."""
+    def _content(self, turn: Turn) -> str:
+        """What a turn says, as Jinja gets it."""
+        if turn.role == "assistant" and any(isinstance(part, int) for part in turn.content):
+            raise DataError("an image stands in an answer; it must stand in what the user says")
+        return "".join(_IMAGE if isinstance(part, int) else self._plain(part) for part in turn.content)
+
+    def _plain(self, text: str) -> str:
+        """A text with a cut in everything that would be taken for a special token."""
+        if _IMAGE in text or _CUT in text:
+            raise DataError("the text holds one of the private-use characters U+E0F1 and U+E0F2")
+        return self._special.sub(lambda match: match[0][0] + _CUT + match[0][1:], text)
+
+    def _answer(self, text: str, said: str, last: bool) -> list[Piece]:
+        """An answer up to and including its end token.
+
+        Where the template ends answers with something that is no end token of this LLM, the LLM's own EOS is put behind
+        what was said.
+        """
         ids = self._tokenize(text)
         end = next((position + 1 for position, token in enumerate(ids) if token in self.stop_ids), None)
-        if end is None:
-            ids, end = (*ids, int(self.tokenizer.eos_token_id)), len(ids) + 1
-        rest = [] if last or end == len(ids) else [Piece(ids[end:])]
-        return [Piece(ids[:end], labelled=True), *rest]
+        if end is not None:
+            labelled, rest = ids[:end], ids[end:]
+        else:
+            behind = text.find(said) + len(said) if said in text else len(text)
+            labelled = (*self._tokenize(text[:behind]), int(self.tokenizer.eos_token_id))
+            rest = self._tokenize(text[behind:])
+        return [Piece(labelled, labelled=True), *([] if last or not rest else [Piece(rest)])]
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        parts = text.split(_CUT) if _CUT in text else (text,)
+        return tuple(token for part in parts for token in self.tokenizer(part, add_special_tokens=False)["input_ids"])
 
 
 def template_source(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -142,5 +192,10 @@ def template_source(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
         return files("beni.data").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
     path = Path(name)
     if not path.is_file():
-        raise ConfigError(f"--template {name}: neither one of {', '.join(BUILT_IN)} nor a Jinja file")
-    return path.read_text(encoding="utf-8")
+        close = difflib.get_close_matches(name, BUILT_IN, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"--template {name}: neither one of {', '.join(BUILT_IN)} nor a Jinja file{hint}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--template {name} cannot be read: {error}") from error

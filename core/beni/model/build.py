@@ -14,7 +14,7 @@ from beni.interfaces import Fusion, LanguageModel, LLMSpec, Provenance, View, lo
 from beni.model.config import BeniConfig, spec_to_dict
 from beni.model.llm import decoder_layers
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.sample import IMAGE_MARK
+from beni.sample import VISUAL_MARK
 from beni.types import EncoderSpec
 
 END = "<|end|>"
@@ -112,16 +112,16 @@ def check_fusion(fusion: type, part: Part, llm: PreTrainedModel) -> None:
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, fusion: type, part: Part) -> tuple[list[int], int, int]:
-    """Add the tokens the model needs: (ids with embeddings of their own, how many can be predicted, image token id)."""
+    """Add the tokens the model needs: (ids with embeddings of their own, how many can be predicted, id of a visual position)."""
     new: list[str] = []
     if tokenizer.eos_token_id is None:
         tokenizer.add_special_tokens({"eos_token": END})
         new.append(END)
     predicted = len(new)
     new += part.config.new_tokens  # type: ignore[attr-defined]
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_MARK]})
+    tokenizer.add_special_tokens({"additional_special_tokens": [*part.config.new_tokens, VISUAL_MARK]})  # type: ignore[attr-defined]
     ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in new]  # type: ignore[arg-type]
-    return ids, predicted, int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))  # type: ignore[arg-type]
+    return ids, predicted, int(tokenizer.convert_tokens_to_ids(VISUAL_MARK))  # type: ignore[arg-type]
 
 
 def _stop_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -14,12 +14,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from beni.errors import IncompatiblePartsError
 from beni.nn.plan import CrossPlan, RowPlan
 
 ATTENTION = "beni"
 """The attention implementation under which beni's function is registered with transformers."""
 
-_UNDERSTOOD = {"position_ids", "use_cache", "is_causal", "output_attentions", "cache_position", "logits_to_keep"}
+_UNDERSTOOD = {"position_ids", "use_cache", "output_attentions", "cache_position", "logits_to_keep"}
 """Arguments that may reach the attention function and do not change what it must compute."""
 _IGNORED_PREFIXES = ("fusion", "output_")
 
@@ -32,6 +33,7 @@ def packed_attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "T H K"]:
     """Attention in which each segment of the row sees itself causally and its ancestors wholly.
 
@@ -41,11 +43,12 @@ def packed_attention(
         scale: of the scores; by default 1/sqrt(K).
         window: sliding window in positions, or None.
         softcap: scores become softcap·tanh(scores/softcap) (Gemma 2), or None.
+        dropout: probability with which an attention weight is dropped (GPT-2 in training).
     """
     outputs = []
     for bucket in plan.within(window):
         q, k, v = (rearrange(x[bucket.index_BL], "B L H K -> B H L K") for x in (q_THK, k_TGK, v_TGK))
-        out = _attend(q, k, v, bucket.mask_B1LL, scale, softcap, causal=bucket.mask_B1LL is None)
+        out = _attend(q, k, v, bucket.mask_B1LL, scale, softcap, dropout, causal=bucket.mask_B1LL is None)
         outputs.append(rearrange(out, "B H L K -> (B L) H K"))
     return torch.cat(outputs)[plan.slot_T]
 
@@ -62,10 +65,10 @@ def cross_attention(
     for index_BL, memory_BM, mask_B1LM in plan.buckets:
         q = rearrange(q_THK[index_BL], "B L H K -> B H L K")
         k, v = (rearrange(x[memory_BM], "B M H K -> B H M K") for x in (k_MHK, v_MHK))
-        out = _attend(q, k, v, mask_B1LM, scale, softcap=None, causal=False)
+        out = _attend(q, k, v, mask_B1LM, scale, softcap=None, dropout=0.0, causal=False)
         outputs.append(rearrange(out, "B H L K -> (B L) H K"))
-    # keys and values stay in the graph of a batch in which nobody reads them: every rank must send its gradients
-    unread = q_THK.new_zeros(1, *q_THK.shape[1:]) + 0 * (k_MHK[:1] + v_MHK[:1]).sum()
+    # all three stay in the graph of a batch in which nobody reads anything: every rank must send its gradients
+    unread = 0 * (q_THK[:1] + (k_MHK[:1] + v_MHK[:1]).sum())
     return torch.cat([*outputs, unread])[plan.slot_T]
 
 
@@ -76,12 +79,13 @@ def _attend(
     mask: Tensor | None,
     scale: float | None,
     softcap: float | None,
+    dropout: float,
     causal: bool,
 ) -> Tensor:
     shared = q_BHLK.shape[1] != k_BGMK.shape[1]
     if softcap is None:
         return F.scaled_dot_product_attention(
-            q_BHLK, k_BGMK, v_BGMK, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=shared
+            q_BHLK, k_BGMK, v_BGMK, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
         )
     if shared:
         k_BGMK, v_BGMK = (x.repeat_interleave(q_BHLK.shape[1] // x.shape[1], dim=1) for x in (k_BGMK, v_BGMK))
@@ -90,8 +94,8 @@ def _attend(
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.float().softmax(-1).to(v_BGMK.dtype) @ v_BGMK
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # rows of padding see nothing: -inf gives NaN
+    return F.dropout(scores.float().softmax(-1), dropout).to(v_BGMK.dtype) @ v_BGMK
 
 
 def _transformers_attention(
@@ -105,35 +109,38 @@ def _transformers_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     segments: RowPlan | None = None,
+    is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function that transformers calls: exact packed attention with a plan, its own SDPA path without.
+    """The function that transformers calls: exact packed attention with a plan, the mask it made without.
 
     Raises:
-        ValueError: the model passes something that changes its attention (sinks, position bias, dropout) and that
-            packed attention does not compute.
+        IncompatiblePartsError: the model passes something that changes its attention (sinks, a position bias) and that
+            is not computed here.
     """
-    if segments is None:
-        if softcap is not None:
-            raise ValueError("attention soft-capping outside packed rows needs attn_implementation='eager'")
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    unknown = {
+    unknown = sorted(
         name
-        for name, value_ in kwargs.items()
-        if value_ is not None and name not in _UNDERSTOOD and not name.startswith(_IGNORED_PREFIXES)
-    }
-    if dropout:
-        unknown.add("dropout")
+        for name, given in kwargs.items()
+        if given is not None and name not in _UNDERSTOOD and not name.startswith(_IGNORED_PREFIXES)
+    )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if segments is not None and not causal:
+        unknown.append("non-causal attention")
     if unknown:
-        raise ValueError(
-            f"{type(module).__name__} asks its attention for {', '.join(sorted(unknown))}, which packed rows do not "
-            f"support: its results would be silently wrong"
+        raise IncompatiblePartsError(
+            f"{type(module).__name__} asks its attention for {', '.join(unknown)}, which beni does not compute: results "
+            f"would be silently wrong, so this language model cannot be used"
         )
-    q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = packed_attention(q_THK, k_TGK, v_TGK, segments, scaling, sliding_window, softcap)
-    return out[None], None
+    if segments is not None:
+        q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query, key, value))
+        return packed_attention(q_THK, k_TGK, v_TGK, segments, scaling, sliding_window, softcap, dropout)[None], None
+    if softcap is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal
+        )
+    causal = causal and attention_mask is None and query.shape[2] > 1
+    out = _attend(query, key, value, attention_mask, scaling, softcap, dropout, causal)
+    return out.transpose(1, 2).contiguous(), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _transformers_attention)

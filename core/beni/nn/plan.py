@@ -83,7 +83,7 @@ class CrossPlan:
 
     def __init__(
         self,
-        buckets: Sequence[tuple[Int[Tensor, "B L"], Int[Tensor, "B M"], Bool[Tensor, "B 1 L M"]]],
+        buckets: Sequence[tuple[Tensor, Tensor, Tensor]],
         slot_T: Int[Tensor, " T"],
         last_B2: np.ndarray,
     ) -> None:
@@ -129,7 +129,13 @@ def plan_row(segments: Sequence[Segment], positions: np.ndarray) -> RowPlan:
     Args:
         segments: cover the row from 0 without gaps, trees contiguous.
         positions: [T] position of each token in its document (children restart behind their parent).
+
+    Raises:
+        ValueError: segments with gaps or impossible parents, or not as long as `positions`.
     """
+    covered = segments[-1].end if segments else 0
+    if covered != len(positions):
+        raise ValueError(f"the segments cover {covered} tokens, but there are {len(positions)} positions")
     order: list[np.ndarray] = []
     buckets: list[Bucket] = []
     for length, group in _by_length(trees(segments), _tree_length):

@@ -29,6 +29,7 @@ def parallelize(model: BeniForConditionalGeneration, processes: Processes) -> No
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
 
 def units(model: BeniForConditionalGeneration) -> Iterator[nn.Module]:

@@ -91,7 +91,9 @@ def train(config: RunConfig) -> dict[str, Any]:
         result |= {"peak_memory_bytes": memory, "wall_s": time.perf_counter() - started, "processes": procs.world}
         if procs.is_main:
             _write(folder / "result.json", result)
-            report.write_report(folder, result, read_lines(folder / "metrics.jsonl"), predictions, config.to_dict())
+            shown = report.choose_shown(*predictions, seed=config.run.seed)
+            lines = read_lines(folder / "metrics.jsonl")
+            report.write_report(folder / "report.html", result, lines, shown, config.to_dict())
     return result
 
 
@@ -174,14 +176,16 @@ def save_model(folder: Path, built: Built, procs: Processes) -> None:
     """Write the whole model with its tokenizer, whatever the sharding; loads with `AutoModelForImageTextToText`."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(built.model, options=options)
+    for alias in built.model.all_tied_weights_keys:
+        state.pop(alias, None)  # tied tensors are one on disk
     if procs.is_main:
         built.model.save_pretrained(folder, state_dict=state)
         BeniProcessor(built.tokenizer, built.composer).save_pretrained(folder)
     procs.barrier()
 
 
-def _judge(config: RunConfig, built: Built, procs: Processes, result: dict[str, Any]) -> list[Prediction]:
-    """Answer the evaluation data with and without images; put figures into the result."""
+def _judge(config: RunConfig, built: Built, procs: Processes, result: dict[str, Any]) -> tuple[list[Sample], list[Prediction]]:
+    """Answer the evaluation data with and without images; puts figures into the result and returns the answers."""
     data = config.data
     items = {
         name: subset(samples, data.eval_limit, config.run.seed)
@@ -190,7 +194,7 @@ def _judge(config: RunConfig, built: Built, procs: Processes, result: dict[str, 
     everything = [sample for samples in items.values() for sample in samples]
     result |= {"accuracy": None, "accuracy_blind": None, "eval_loss": None, "eval_limit": data.eval_limit, "evaluations": {}}
     if not everything:
-        return []
+        return [], []
     arguments = (data.eval_batch, data.max_new_tokens)
     seeing = judge(built.model, built.composer, everything, procs, *arguments, label="judging")
     blind = judge(built.model, built.composer, everything, procs, *arguments, blind=True, label="judging blind")
@@ -205,7 +209,7 @@ def _judge(config: RunConfig, built: Built, procs: Processes, result: dict[str, 
         part = slice(start, start + len(samples))
         start += len(samples)
         result["evaluations"][name] = summary(seeing[part]) | {"blind": summary(blind[part])}
-    return seeing
+    return everything, seeing
 
 
 def _plan(config: RunConfig, built: Built, sources: Sequence[Sequence[Sample]]) -> tuple[Plan, list[Lengths]]:

@@ -75,7 +75,7 @@ class TinyEncoder(VisionEncoder):
 
     def forward(self, pixels_C3HW: Float[Tensor, "C 3 height width"]) -> Features:
         x_CND = rearrange(self.stem(pixels_C3HW.to(self.norm.weight.dtype)), "c d h w -> c (h w) d")
-        x_CND = x_CND + self.position_ND
+        x_CND = x_CND + self.position_ND.to(x_CND.dtype)
         for block in self.layers:
             x_CND = block(x_CND)
         grid = self.spec.grid(self.spec.size)

@@ -1,0 +1,130 @@
+"""`report.html`: what a run did, measured and answered, in one file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beni.data.images import load_image
+from beni.errors import ImageError
+from beni.eval.judge import Prediction
+from beni.report.curves import Plot, make_plot
+from beni.report.figures import wilson
+from beni.report.parts import parts_of
+from beni.report.pictures import Picture, embed
+from beni.report.render import write_page
+from beni.sample import ImageRef, Sample
+
+MOST_PROBLEMS = 200
+"""Left-out samples listed in the report; result.json has more."""
+
+
+def write_report(
+    path: Path,
+    result: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    shown: Sequence[tuple[Sample, Prediction]],
+    config: Mapping[str, Any],
+) -> None:
+    """Write the report of a run: a page that needs nothing but itself.
+
+    Args:
+        path: the HTML file; its folder exists.
+        result: what result.json holds; figures that are missing or None are shown as a dash.
+        metrics: lines of metrics.jsonl.
+        shown: items with their answers; wrong ones are put first.
+        config: `RunConfig.to_dict()`.
+    """
+    parameters = result.get("parameters") or {}
+    parts = parts_of(config, parameters.get("per_part") or {})
+    cards = [_card(sample, prediction) for sample, prediction in shown]
+    rows = _score_rows(result.get("evaluations") or {})
+    problems = [*(result.get("unusable") or ()), *(result.get("skipped") or ())]
+    values = {
+        "result": result,
+        "parameters": parameters,
+        "title": _title(config),
+        "parts": parts,
+        "items": sum(row.items for row in rows if not row.tag),
+        "rows": rows,
+        "plots": _plots(metrics),
+        "cards": sorted(cards, key=lambda card: card.prediction.correct),
+        "problems": problems[:MOST_PROBLEMS],
+        "problem_count": (result.get("unusable_samples") or 0) + (result.get("skipped_samples") or 0) or len(problems),
+        "config": json.dumps(config, indent=2, ensure_ascii=False),
+    }
+    write_page(path, "report.html.jinja", values)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """Accuracy on a dataset, or on the items of it that have a tag."""
+
+    dataset: str
+    tag: str
+    """`name=value`, or empty for the whole dataset."""
+    items: int
+    unreadable: int
+    accuracy: float | None
+    blind: float | None
+    low: float
+    """Bounds of the accuracy's 95 % Wilson interval, and `high`."""
+    high: float
+
+
+def _score_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[ScoreRow]:
+    rows = []
+    for name, seen in evaluations.items():
+        blind = seen.get("blind") or {}
+        blind_tags = blind.get("by_tag") or {}
+        rows.append(_score_row(name, "", seen, blind))
+        rows += [_score_row(name, tag, of, blind_tags.get(tag) or {}) for tag, of in (seen.get("by_tag") or {}).items()]
+    return rows
+
+
+def _score_row(dataset: str, tag: str, seen: Mapping[str, Any], blind: Mapping[str, Any]) -> ScoreRow:
+    items, accuracy = seen.get("items") or 0, seen.get("accuracy")
+    low, high = wilson(round((accuracy or 0.0) * items), items if accuracy is not None else 0)
+    return ScoreRow(dataset, tag, items, seen.get("unreadable") or 0, accuracy, blind.get("accuracy"), low, high)
+
+
+def _plots(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    plots = [
+        make_plot("Loss", "nats per target token", metrics, {"loss": "training", "val_loss": "validation"}),
+        make_plot("Learning rate", "per step", metrics, {"lr": "learning rate"}, from_zero=True),
+        make_plot("Gradient norm", "before clipping", metrics, {"grad_norm": "gradient norm"}),
+        make_plot("Speed", "tokens per second", metrics, {"tokens_per_s": "tokens/s"}, from_zero=True),
+    ]
+    return [plot for plot in plots if plot is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One answered item."""
+
+    sample: Sample
+    prediction: Prediction
+    pictures: tuple[Picture | str, ...]
+    """Embedded pictures, or why there is none."""
+
+
+def _card(sample: Sample, prediction: Prediction) -> Card:
+    return Card(sample, prediction, tuple(_picture(ref) for ref in sample.images))
+
+
+def _picture(ref: ImageRef) -> Picture | str:
+    try:
+        return embed(load_image(ref))
+    except ImageError as error:
+        return str(error)
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    """Encoders × connector × fusion × LLM."""
+    by_kind: dict[str, list[str]] = {}
+    for part in parts_of(config, {}):
+        by_kind.setdefault(part.kind, []).append(part.name)
+    return " × ".join(
+        " + ".join(by_kind[kind]) for kind in ("encoder", "connector", "fusion", "llm") if kind in by_kind
+    )

@@ -1,0 +1,110 @@
+"""Two processes compute what one computes: losses, gradients, weights; with rows of which one rank has no image."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+
+from beni.train import loop
+from beni.train.run import train
+from tests.distributed.launch import run_ranks
+from tests.train.small import FUSIONS, SHAPES, small_run, text_file
+
+
+def _train_and_keep_gradients(out: str, changes: dict[str, dict[str, Any]]) -> None:
+    """Train; the gradients of the first step, whole, go to OUT.pt."""
+    original = loop.clip
+    kept: list[torch.Tensor] = []
+
+    def keep(parameters: list[torch.nn.Parameter], largest: float) -> torch.Tensor:
+        if not kept:
+            kept.extend(p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad.clone() for p in parameters)
+        return original(parameters, largest)
+
+    loop.clip = keep
+    try:
+        train(small_run(Path(out), **changes))
+    finally:
+        loop.clip = original
+    if os.environ.get("RANK", "0") == "0":
+        torch.save(kept, f"{out}.pt")
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_two_processes_equal_one(tmp_path: Path, fusion: str) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        **FUSIONS[fusion],
+        # rows of few tokens: in most steps one of the four rows holds only text
+        "data": {"data": [SHAPES, text_file(tmp_path, 60)], "eval_data": [SHAPES], "workers": 0},
+        "batch": {"rows": 4, "row_tokens": 160},
+        "optim": {"steps": 4},
+    }
+    _train_and_keep_gradients(str(tmp_path / "one"), changes)
+    run_ranks(_train_and_keep_gradients, 2, str(tmp_path / "two"), changes)
+
+    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(a.abs().max()) + 1e-9)
+    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"], rel=1e-4)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    losses = [[json.loads(line)["loss"] for line in log if '"loss"' in line] for log in logs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_rows_really_differ_in_modality(tmp_path: Path) -> None:
+    """The parity test above is only worth something if some rank sees no image in some step."""
+    from beni.data.loader import Rows
+    from beni.data.plan import Lengths, Plan
+    from beni.data.spec import training
+    from beni.model.build import build
+
+    config = small_run(tmp_path, batch={"rows": 4, "row_tokens": 160})
+    sources = training([SHAPES, text_file(tmp_path, 60)])
+    built = build(config, ["say"])
+    rows = Rows(sources, Plan([Lengths(s, built.composer) for s in sources], (), config.batch, 0), built.composer)
+    images = [rows[(0, step, number)].stats.images for step in range(4) for number in range(4)]
+    assert 0 in images and any(images)
+
+
+def _resume_on_two(out: str, changes: dict[str, dict[str, Any]]) -> None:
+    train(small_run(Path(out), **changes))
+
+
+def test_two_processes_resume_with_the_same_bits_and_tied_weights_stay_tied(tmp_path: Path) -> None:
+    changes: dict[str, dict[str, Any]] = {"optim": {"steps": 4}, "run": {"checkpoint_every": 2}}
+    run_ranks(_resume_on_two, 2, str(tmp_path / "whole"), changes)
+    folder = tmp_path / "whole" / "checkpoints"
+    (folder / "latest").write_text("step-00000002")
+    whole = load_file(tmp_path / "whole" / "model" / "model.safetensors")
+    changes["run"] = {"checkpoint_every": 2, "resume": "auto"}
+    run_ranks(_resume_on_two, 2, str(tmp_path / "whole"), changes)
+    again = load_file(tmp_path / "whole" / "model" / "model.safetensors")
+    assert whole.keys() == again.keys() and all(torch.equal(whole[n], again[n]) for n in whole)
+    assert "llm.lm_head.weight" not in again and "llm.model.embed_tokens.weight" in again
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole" / "model")
+    assert model.get_input_embeddings().weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+
+
+def test_bf16_computes_near_fp32_with_fp32_masters(tmp_path: Path) -> None:
+    logs = {}
+    for dtype in ("fp32", "bf16"):
+        train(small_run(tmp_path / dtype, run={"dtype": dtype}))
+        lines = (tmp_path / dtype / "metrics.jsonl").read_text().splitlines()
+        logs[dtype] = [json.loads(line)["loss"] for line in lines if '"loss"' in line]
+        saved = load_file(tmp_path / dtype / "model" / "model.safetensors")
+        assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert logs["bf16"] == pytest.approx(logs["fp32"], rel=0.02)

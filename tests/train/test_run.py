@@ -1,0 +1,188 @@
+"""A run from configuration to report: what it leaves behind, and that nothing of it is left to chance."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from beni.errors import BeniError, CheckpointError, ConfigError, DataError
+from beni.train.run import train
+from tests.train.small import FUSIONS, small_run, text_file
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_config_metrics_result_report_checkpoint_and_model(tmp_path: Path) -> None:
+    result = train(small_run(tmp_path / "run"))
+    folder = tmp_path / "run"
+    for name in ("config.json", "metrics.jsonl", "result.json", "report.html", "checkpoints/latest", "model/config.json"):
+        assert (folder / name).is_file(), name
+    stored = json.loads((folder / "result.json").read_text())
+    assert stored["steps"] == 4 == result["steps"]
+    for name in ("accuracy", "accuracy_blind", "eval_loss", "samples_per_s", "tokens_per_s", "peak_memory_bytes", "wall_s"):
+        assert isinstance(stored[name], float | int), name
+    assert stored["parameters"]["total"] == sum(stored["parameters"]["per_part"].values())
+    assert stored["visual_tokens_per_image"] == 16
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert any("val_loss" in line for line in lines)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["connector"]["origin"] == {
+        "class": "beni_plugins.connectors.mlp:Mlp",
+        "distribution": "beni",
+        "version": config["connector"]["origin"]["version"],
+    }
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_one_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path, fusion: str) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(small_run(tmp_path / name, run={"out": str(tmp_path / name), "seed": seed}, **FUSIONS[fusion]))
+    assert same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same_bits(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        train(small_run(out, data={"workers": workers, "augment": 0.1}, optim={"steps": 3}))
+    assert same_bits(weights(tmp_path / "0"), weights(tmp_path / "2"))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, fusion: str) -> None:
+    changes = dict(FUSIONS[fusion], optim={"steps": 6}, data={"augment": 0.1})
+    train(small_run(tmp_path / "whole", **changes))
+    stopped = small_run(tmp_path / "part", run={"checkpoint_every": 2}, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        _stop_after(5, stopped)
+    train(small_run(tmp_path / "part", run={"checkpoint_every": 2, "resume": "auto"}, **changes))
+    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "part"))
+    whole, part = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "part"))
+    losses = [[json.loads(line)["loss"] for line in lines if '"loss"' in line] for lines in (whole, part)]
+    assert losses[0] == losses[1]
+
+
+def _stop_after(steps: int, config: object) -> None:
+    """Run until a step has been logged, then stop as Ctrl-C would."""
+    from beni.train import metrics
+
+    class Stopping(metrics.Metrics):
+        def log(self, step: int, **values: object) -> None:
+            super().log(step, **values)
+            if step == steps:
+                raise KeyboardInterrupt
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr("beni.train.run.Metrics", Stopping)
+    try:
+        train(config)  # type: ignore[arg-type]
+    finally:
+        patch.undo()
+
+
+def test_checkpoints_of_another_run_are_refused_by_what_differs(tmp_path: Path) -> None:
+    train(small_run(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="configuration"):
+        train(small_run(tmp_path / "run", optim={"steps": 8}, run={"out": str(tmp_path / "run"), "resume": "auto"}))
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+    train(small_run(tmp_path / "run", run={"checkpoint_every": 2}))
+    folder = tmp_path / "run" / "checkpoints"
+    newest = folder / (folder / "latest").read_text()
+    shard = next(newest.glob("*.distcp"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=rf"{shard.name} has changed; continue from step-00000002"):
+        train(small_run(tmp_path / "run", run={"checkpoint_every": 2, "resume": "auto"}))
+
+
+def test_frozen_parts_do_not_move_and_trained_ones_do(tmp_path: Path) -> None:
+    train(small_run(tmp_path / "start", optim={"steps": 1, "lr": 0.0}))
+    train(small_run(tmp_path / "run", optim={"steps": 3, "train": ["connector", "encoder"]}))
+    before, after = weights(tmp_path / "start"), weights(tmp_path / "run")
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"encoders", "connector"}
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    result = train(small_run(tmp_path / "run", optim={"steps": 60, "lr": 3e-3}))
+    losses = [json.loads(s)["loss"] for s in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"loss"' in s]
+    assert losses[-1] < 0.5 * losses[0]
+    assert result["skipped_samples"] == 0
+
+
+def test_text_alone_trains_every_part_without_a_gradient_for_images(tmp_path: Path) -> None:
+    spec = text_file(tmp_path)
+    result = train(small_run(tmp_path / "run", data={"data": [spec], "eval_data": [spec]}, optim={"steps": 2}))
+    assert result["visual_tokens_per_image"] is None
+    assert 0 < result["padding_fraction"] < 0.5
+
+
+def test_bad_images_are_skipped_and_listed_or_stop_the_run(tmp_path: Path) -> None:
+    good = _two_images(tmp_path)
+    spec = {"data": [f"llava:{good}"], "eval_data": ["shapes?images=10"]}
+    result = train(small_run(tmp_path / "skip", data=spec, optim={"steps": 2}))
+    assert result["skipped"] == [{"id": "broken", "reason": result["skipped"][0]["reason"]}]
+    assert "no.png" in result["skipped"][0]["reason"]
+    with pytest.raises(DataError, match=r"broken.*no\.png"):
+        train(small_run(tmp_path / "error", data={**spec, "on_bad_sample": "error"}, optim={"steps": 2}))
+
+
+def _two_images(folder: Path) -> Path:
+    from PIL import Image
+
+    Image.new("RGB", (20, 20), "red").save(folder / "yes.png")
+    items = [
+        {
+            "id": name,
+            "image": image,
+            "conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"}],
+        }
+        for name, image in (("whole", "yes.png"), ("broken", "no.png"))
+    ]
+    (folder / "two.json").write_text(json.dumps(items))
+    return folder / "two.json"
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    train(small_run(tmp_path / "run", optim={"steps": 1}))
+    with pytest.raises(ConfigError, match="holds another run"):
+        train(small_run(tmp_path / "run", optim={"steps": 1}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim": {"train": ["conector"]}}, "did you mean connector"),
+        ({"data": {"data": ["llava:nowhere.json"]}}, r"no file nowhere\.json"),
+        ({"data": {"data": ["shapes?split=nowhere"]}}, "no split 'nowhere'"),
+        ({"data": {"weights": [1.0, 2.0]}}, "1 sources, 2 weights"),
+        ({"run": {"resume": "nowhere"}}, "no checkpoint folder"),
+        ({"fusion": {"name": "xattn", "every": 5}}, "wants a block before every 5th layer"),
+        ({"data": {"template": "nowhere"}}, "neither one of plain"),
+    ],
+)
+def test_mistakes_are_told_before_training(tmp_path: Path, changes: dict[str, dict[str, object]], message: str) -> None:
+    with pytest.raises(BeniError, match=message):
+        train(small_run(tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train(small_run(tmp_path / "run", run={"dry_run": True, "out": str(tmp_path / "run")}))
+    assert result["steps"] == 4
+    said = capsys.readouterr().out
+    assert "encoder.main" in said and "plan: 4 steps" in said
+    assert (tmp_path / "run" / "sample.html").is_file()
+    assert not (tmp_path / "run" / "config.json").exists()
