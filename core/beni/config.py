@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 import pydantic
 
 from beni.errors import ConfigError
-from beni.registry import Plugin, find, is_path
+from beni.options import BatchConfig, DataConfig, OptimConfig, RunOptions
+from beni.registry import Plugin, available, find, is_path
 
 ConfigT = TypeVar("ConfigT")
 
@@ -48,7 +49,7 @@ class Part:
         return {"name": self.plugin.name, **to_dict(self.config), "origin": origin}
 
 
-def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None) -> Part:
+def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None, spelled: bool = False) -> Part:
     """Resolve a reference such as `perceiver`, `timm:vit_tiny_patch16_224` or `my.py:Mine` to a part with its options.
 
     Args:
@@ -56,6 +57,7 @@ def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None) 
         reference: a name, with `:VALUE` for the part's main option; or a class by path. For an LLM also a Hugging Face
             id (`owner/name`) or a folder.
         options: values of the part's `Config`; the rest keeps its defaults.
+        spelled: the values are strings that spell what is meant (`?size=64`).
 
     Raises:
         PluginError: no such part.
@@ -64,7 +66,7 @@ def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None) 
     options = dict(options or {})
     name, value = reference, ""
     if not is_path(reference):
-        if kind == "llm" and ("/" in reference.partition(":")[0] or Path(reference).is_dir()):
+        if kind == "llm" and _is_model(reference):
             reference = f"hf:{reference}"
         name, _, value = reference.partition(":")
     plugin = find(kind, name)
@@ -75,15 +77,25 @@ def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None) 
         if not config_class.argument:
             raise ConfigError(f"{kind} '{name}' takes nothing behind a colon: write '{name}' instead of '{reference}'")
         options.setdefault(config_class.argument, value)
-    config = from_dict(config_class, options, where=f"{kind} '{name}'")
+    config = from_dict(config_class, options, where=f"{kind} '{name}'", spelled=spelled)
     return Part(plugin, config)  # type: ignore[arg-type]
+
+
+def _is_model(reference: str) -> bool:
+    """Whether an LLM is named by a hub id or a folder; a registered name is never taken for a folder."""
+    name = reference.partition(":")[0]
+    if "/" in name:
+        return True
+    return name.partition("@")[0] not in {plugin.name for plugin in available("llm")} and Path(reference).is_dir()
 
 
 def part_from_dict(kind: str, table: Mapping[str, Any]) -> Part:
     """The inverse of `Part.to_dict`; resolves the name again on this machine."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"the configuration's {kind} is {table!r}, not a table: write name = {str(table)!r} in a table")
     options = {key: value for key, value in table.items() if key not in ("name", "origin")}
-    if "name" not in table:
-        raise ConfigError(f"the table of the {kind} has no 'name': it must say which part to use")
+    if not isinstance(table.get("name"), str):
+        raise ConfigError(f"the configuration's table of the {kind} has no 'name': it must say which part to use")
     return choose(kind, table["name"], options)
 
 
@@ -92,108 +104,38 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(cls: type[ConfigT], data: Mapping[str, Any], where: str) -> ConfigT:
+def from_dict(cls: type[ConfigT], data: Mapping[str, Any], where: str, spelled: bool = False) -> ConfigT:
     """Build a frozen dataclass from plain values, checking every name and type.
 
+    Types are taken at their word: in a file, `"64"` and `true` are not numbers.
+
+    Args:
+        cls: the dataclass.
+        data: plain values as JSON knows them.
+        where: whose options these are, for messages.
+        spelled: values are strings that spell what is meant; `"64"` is a number.
+
     Raises:
-        ConfigError: an unknown field (with the closest name) or a value of the wrong type; `where` says whose.
+        ConfigError: an unknown field (with the closest name) or a value of the wrong type.
     """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where} is {data!r}, not a table of options")
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in data:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known) or 'none'}"
             raise ConfigError(f"{where} has no option '{key}': {hint}")
+    adapter = pydantic.TypeAdapter(cls)
     try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(data))
+        if spelled:
+            return adapter.validate_python(dict(data))
+        return adapter.validate_json(json.dumps(dict(data), default=str), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where}, option '{option}': {first['msg']} (got {first['input']!r})") from error
-
-
-@dataclass(frozen=True, slots=True)
-class DataConfig:
-    """What is trained and judged on."""
-
-    data: tuple[str, ...] = ("easy_vqa",)
-    """Training data, one SPEC per source: easy_vqa, shapes, llava:FILE, hf:ID, text:FILE; options as ?key=value&key=value."""
-    weights: tuple[float, ...] = ()
-    """Relative number of samples drawn from each source; by default every source once per epoch."""
-    eval_data: tuple[str, ...] = ()
-    """Data judged at the end; by default the test splits of the training sources that have one."""
-    eval_limit: int = 0
-    """Judge a seeded subset of this many items (0: all); recorded in result.json."""
-    template: str = ""
-    """Chat template: plain, vicuna, llama_2, chatml, a FILE.jinja, or empty for the LLM's own."""
-    on_bad_sample: Literal["skip", "error"] = "skip"
-    """What an image that cannot be read does during training: the sample is left out and listed, or the run stops."""
-    workers: int = 1
-    """Processes that load and cut images; 0 loads in the training process."""
-    augment: float = 0.0
-    """Strength of label-safe augmentation (shift and zoom) as a share of the image's side; 0: none."""
-    eval_batch: int = 128
-    """Questions answered at a time."""
-    max_new_tokens: int = 32
-    """Longest answer in tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchConfig:
-    """The global batch: `rows` packed rows per optimizer step, shared by however many processes there are."""
-
-    rows: int = 2
-    """Rows per optimizer step. Each process takes rows / processes of them, one after another."""
-    row_tokens: int = 4096
-    """Most positions of the language model in a row."""
-    row_crops: int = 64
-    """Most crops per encoder in a row."""
-    row_memory: int = 16384
-    """Most visual tokens in a row, wherever the fusion puts them."""
-
-
-@dataclass(frozen=True, slots=True)
-class OptimConfig:
-    """AdamW with linear warm-up and cosine decay to zero."""
-
-    steps: int = 0
-    """Optimizer steps; 0 means: as many as `epochs` take."""
-    epochs: float = 20
-    """Passes over the training data, when `steps` is not given."""
-    lr: float = 1e-3
-    """Peak learning rate of parts that start from random weights."""
-    lr_pretrained: float = 2e-5
-    """Peak learning rate of parts that were loaded and are trained on."""
-    warmup: float = 0.1
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float = 0.05
-    """Decay of weight matrices; norms, biases, gates, latents and embeddings have none."""
-    clip: float = 1.0
-    """Largest norm of the whole gradient."""
-    train: tuple[str, ...] = ()
-    """Parts to train: encoder, encoder.KEY, connector, fusion, llm. By default those that start from random weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """Where and how a run happens; nothing here changes which function is learned."""
-
-    out: str = ""
-    """Folder of the run; by default runs/<time>-<connector>-<fusion>."""
-    resume: str = "never"
-    """never, auto (continue the run in --out if it has a checkpoint), or the PATH of a checkpoint."""
-    checkpoint_every: int = 0
-    """Steps between checkpoints; 0 keeps only the final one."""
-    eval_every: int = 0
-    """Steps between losses on the validation split; 0 means ten times per run."""
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the computation (masters are always fp32); auto: bf16 on GPUs that have it, fp32 elsewhere."""
-    seed: int = 0
-    dry_run: bool = False
-    """Build everything, print the freeze table, the plan and one decoded batch, write sample.html, and stop."""
+        message = first["msg"].replace("Input should be", "should be")
+        raise ConfigError(f"{where}, option '{option}': {message}, not {first['input']!r}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +163,7 @@ class RunConfig:
         """Identifies what is computed: equal for a run and its continuation, whatever folder or device it uses."""
         table = self.to_dict()
         table.pop("run")
+        table["data"] = {name: value for name, value in table["data"].items() if name not in UNTRAINED}
         return hashlib.sha256(json.dumps([table, self.run.seed], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -228,6 +171,10 @@ SINGLE_KINDS = ("connector", "fusion", "view", "llm")
 """The kinds of which a model has exactly one."""
 OPTION_GROUPS: dict[str, type] = {"data": DataConfig, "batch": BatchConfig, "optim": OptimConfig, "run": RunOptions}
 """Tables of a configuration file that are not parts."""
+UNTRAINED = ("eval_data", "eval_limit", "eval_batch", "max_new_tokens", "workers")
+"""Options of the data that change nothing in what is learned."""
+RECORDED = ("loaded",)
+"""Tables of a run's config.json that say what happened, and decide nothing."""
 DEFAULT_PARTS = {"encoder": "tiny", "connector": "mlp", "fusion": "inline", "view": "single", "llm": "tiny"}
 
 
@@ -238,8 +185,10 @@ def run_config_from_dict(data: Mapping[str, Any]) -> RunConfig:
         ConfigError: an unknown table or field.
         PluginError: a part that is not installed here.
     """
-    tables = dict(data)
+    tables = {name: table for name, table in data.items() if name not in RECORDED}
     encoders = tables.pop("encoders", {"main": {"name": DEFAULT_PARTS["encoder"]}})
+    if not isinstance(encoders, Mapping) or not encoders:
+        raise ConfigError("the configuration's [encoders] holds one table per encoder: [encoders.main] with a name")
     singles = {kind: tables.pop(kind, {"name": DEFAULT_PARTS[kind]}) for kind in SINGLE_KINDS}
     for key in tables:
         if key not in OPTION_GROUPS:
@@ -263,8 +212,12 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no configuration file {path}")
-    text = path.read_text(encoding="utf-8")
+    kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
-        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from error
+        text = path.read_text(encoding="utf-8")
+        tables = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except (ValueError, OSError) as error:  # also what is not UTF-8
+        raise ConfigError(f"{path} is not valid {kind}: {error}") from error
+    if not isinstance(tables, dict):
+        raise ConfigError(f"{path} holds a {type(tables).__name__}, not tables of options")
+    return tables

@@ -6,9 +6,11 @@ names; nobody can replace them silently.
 """
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -52,20 +54,29 @@ class Plugin:
         """
         try:
             part = _import(self.target)
-        except PluginError:
-            raise
+        except PluginError as error:
+            raise PluginError(f"{self.kind} '{self.name}': {error}") from error
         except Exception as error:  # noqa: BLE001 - a third party's import may raise anything; we say whose it was
             raise PluginError(
-                f"{self.kind} '{self.name}' of {self.distribution} {self.version} cannot be imported: "
-                f"{type(error).__name__}: {error}"
+                f"{self.kind} '{self.name}' of {self.owner} cannot be imported: {type(error).__name__}: {_line(error)}"
             ) from error
         version = getattr(part, "beni_api", None)
+        if version is None:
+            raise PluginError(
+                f"{self.kind} '{self.name}' ({self.target}) does not say which plugin interface it was written for: if it is "
+                f"a {self.kind} for beni, give the class `beni_api = {API_VERSION}`"
+            )
         if version != API_VERSION:
             raise PluginError(
                 f"{self.kind} '{self.name}' ({self.target}) was written for plugin interface {version}, this is "
-                f"{API_VERSION}: install a matching release of {self.distribution}, or set `beni_api = {API_VERSION}`"
+                f"{API_VERSION}: install a matching release of {self.owner}"
             )
         return part
+
+    @property
+    def owner(self) -> str:
+        """The distribution and its version; for a class that was named directly, the package or the file."""
+        return f"{self.distribution} {self.version}".strip()
 
     def location(self) -> str:
         """`file:line` of the class; imports it."""
@@ -90,12 +101,12 @@ def find(kind: str, reference: str) -> Plugin:
         PluginError: unknown or ambiguous; the message names the closest parts.
     """
     if is_path(reference):
-        return Plugin(kind, reference, reference, *_origin_of_path(reference))
+        return _named_directly(kind, reference)
     name, _, distribution = reference.partition("@")
     by_name: dict[str, list[Plugin]] = defaultdict(list)
     for plugin in available(kind):
         by_name[plugin.name].append(plugin)
-    matches = [p for p in by_name.get(name, []) if not distribution or p.distribution == distribution]
+    matches = [p for p in by_name.get(name, []) if not distribution or _same(p.distribution, distribution)]
     if not matches:
         raise PluginError(_unknown(kind, reference, by_name))
     own = [p for p in matches if p.distribution == BUILT_IN]
@@ -114,25 +125,41 @@ def is_path(reference: str) -> bool:
 
 
 def _describe(kind: str, entry: EntryPoint) -> Plugin:
+    target = entry.value.partition("[")[0].strip()  # extras are of no use to us
     dist = entry.dist
-    return Plugin(kind, entry.name, entry.value, dist.name if dist else "unknown", dist.version if dist else "0")
+    return Plugin(kind, entry.name, target, dist.name if dist else "unknown", dist.version if dist else "")
 
 
-def _origin_of_path(reference: str) -> tuple[str, str]:
-    module = reference.rpartition(":")[0]
-    return (str(Path(module).resolve()) if module.endswith(".py") else module.split(".")[0], "")
+def _named_directly(kind: str, reference: str) -> Plugin:
+    """A class by module or file; a file gets its whole path, so that a saved run finds it from any folder."""
+    module, _, name = reference.rpartition(":")
+    if not module.endswith(".py"):
+        return Plugin(kind, reference, reference, module.split(".")[0], "")
+    path = Path(module).resolve()
+    return Plugin(kind, f"{path}:{name}", f"{path}:{name}", str(path), "")
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two spellings name one distribution (`My.Parts` and `my-parts` do)."""
+    first, second = (re.sub(r"[-_.]+", "-", name).lower() for name in (one, other))
+    return first == second
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _unknown(kind: str, reference: str, by_name: dict[str, list[Plugin]]) -> str:
-    if "@" in reference and reference.partition("@")[0] in by_name:
-        owners = ", ".join(p.distribution for p in by_name[reference.partition("@")[0]])
-        return f"no installed package offers {kind} '{reference}'; '{reference.partition('@')[0]}' comes from {owners}"
+    name = reference.partition("@")[0]
+    if "@" in reference and name in by_name:
+        owners = ", ".join(p.distribution for p in by_name[name])
+        return f"no installed package offers {kind} '{reference}'; '{name}' comes from {owners}"
     close = difflib.get_close_matches(reference, by_name, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return (
-        f"unknown {kind} '{reference}': {hint}installed: {', '.join(sorted(by_name)) or 'none'}; "
-        f"others come with a package (pip install …) or as path/to/file.py:Class"
-    )
+    others = "others come with a package (pip install …) or as path/to/file.py:Class"
+    if kind == "llm":
+        others = f"a Hugging Face model is written owner/name or hf:NAME, a local one as its folder; {others}"
+    return f"unknown {kind} '{reference}': {hint}installed: {', '.join(sorted(by_name)) or 'none'}; {others}"
 
 
 def _import(target: str) -> type:
@@ -140,8 +167,8 @@ def _import(target: str) -> type:
     if module_name.endswith(".py"):
         path = Path(module_name).resolve()
         if not path.is_file():
-            raise PluginError(f"there is no file {path} to load '{class_name}' from")
-        name = f"beni_file_{path.stem}_{abs(hash(str(path)))}"
+            raise PluginError(f"there is no file {path}")
+        name = f"beni_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
         module = sys.modules.get(name)
         if module is None:
             spec = importlib.util.spec_from_file_location(name, path)
@@ -157,5 +184,6 @@ def _import(target: str) -> type:
         module = importlib.import_module(module_name)
     part = getattr(module, class_name, None)
     if not isinstance(part, type):
-        raise PluginError(f"'{module_name}' has no class '{class_name}'")
+        close = difflib.get_close_matches(class_name, [k for k, v in vars(module).items() if isinstance(v, type)], n=1)
+        raise PluginError(f"{module_name} has no class '{class_name}'{f'; did you mean {close[0]}?' if close else ''}")
     return part

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from beni.data.images import image_size
-from beni.sample import ImageRef, Sample
 from beni.data.template import Piece, Template
 from beni.errors import DataError
 from beni.interfaces import ConnectorConfig, FusionConfig, View
+from beni.sample import ImageRef, Sample
 from beni.types import EncoderSpec, ImageLayout
 
 IGNORE = -100
@@ -94,7 +94,7 @@ class Composer:
         document = self.assemble(sample, pieces)
         name = f"sample '{sample.id}'"
         if not prompt_only and (document.labels[1:] == IGNORE).all():
-            raise DataError(f"{name} has nothing to learn: its answer is empty")
+            raise DataError(f"{name} has nothing to learn: it holds no token to predict")
         if self.max_tokens and len(document) > self.max_tokens:
             raise DataError(
                 f"{name} is {len(document)} tokens long, a row holds {self.max_tokens}: shorten it or raise --row-tokens"

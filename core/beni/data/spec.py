@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from beni.config import choose
-from beni.errors import DataError
+from beni.errors import ConfigError, DataError
 from beni.interfaces import Source, load
 from beni.sample import Sample
 
@@ -40,9 +40,12 @@ def parse(text: str) -> DataSpec:
         ConfigError: an option that the source does not have.
     """
     reference, _, query = text.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    pairs = parse_qsl(query, keep_blank_values=True)
+    options = dict(pairs)
+    if len(options) < len(pairs):
+        raise ConfigError(f"data '{text}' gives an option twice")
     split = options.pop("split", "")
-    part = choose("source", reference, options)
+    part = choose("source", reference, options, spelled=True)
     return DataSpec(text, load("source", part)(part.config), split)
 
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from beni.errors import ConfigError
 from beni.interfaces import Connector, ConnectorConfig
 from beni.nn.blocks import GeluFeedForward, SwiGlu, attend
 from beni.types import EncoderSpec, Features, Grid
@@ -39,6 +40,13 @@ class PerceiverConfig(ConnectorConfig):
     """Width of the feed-forward in multiples of the latents' width."""
     projection_width: int = 0
     """Hidden width of idefics2's modality projection; 0: four times the width the fusion wants."""
+
+    def __post_init__(self) -> None:
+        for option in ("num_latents", "depth", "heads", "kv_heads", "head_width", "ff_multiple"):
+            if getattr(self, option) < 1:
+                raise ConfigError(f"connector 'perceiver': --connector.{option.replace('_', '-')} must be at least 1")
+        if self.variant == "idefics2" and self.heads % self.kv_heads:
+            raise ConfigError(f"connector 'perceiver': --connector.kv-heads {self.kv_heads} does not divide heads {self.heads}")
 
     def out_grid(self, grid: Grid) -> int:
         return self.num_latents

@@ -1,0 +1,115 @@
+"""The options of a run that belong to no part: data, batch, optimizer, and how the run happens."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Literal
+
+from beni.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """What is trained and judged on."""
+
+    data: tuple[str, ...] = ("easy_vqa",)
+    """Training data, one SPEC per source: easy_vqa, shapes, llava:FILE, hf:ID, text:FILE; options as ?key=value&key=value."""
+    weights: tuple[float, ...] = ()
+    """Relative number of samples drawn from each source; by default every source once per epoch."""
+    eval_data: tuple[str, ...] = ()
+    """Data judged at the end; by default the test splits of the training sources that have one."""
+    eval_limit: int = 0
+    """Judge a seeded subset of this many items (0: all); recorded in result.json."""
+    template: str = ""
+    """Chat template: plain, vicuna, llama_2, chatml, a FILE.jinja, or empty for the LLM's own."""
+    on_bad_sample: Literal["skip", "error"] = "skip"
+    """What an image that cannot be read does during training: the sample is left out and listed, or the run stops."""
+    workers: int = 1
+    """Processes that load and cut images; 0 loads in the training process."""
+    augment: float = 0.0
+    """Strength of label-safe augmentation (shift and zoom) as a share of the image's side; 0: none."""
+    eval_batch: int = 128
+    """Questions answered at a time."""
+    max_new_tokens: int = 32
+    """Longest answer in tokens."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ConfigError("option 'data' is empty: name at least one source")
+        _within(self, eval_limit=(0, inf), workers=(0, inf), augment=(0, 0.5), eval_batch=(1, inf), max_new_tokens=(1, inf))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchConfig:
+    """The global batch: `rows` packed rows per optimizer step, shared by however many processes there are."""
+
+    rows: int = 2
+    """Rows per optimizer step. Each process takes rows / processes of them, one after another."""
+    row_tokens: int = 4096
+    """Most positions of the language model in a row."""
+    row_crops: int = 64
+    """Most crops per encoder in a row."""
+    row_memory: int = 16384
+    """Most visual tokens in a row, wherever the fusion puts them."""
+
+    def __post_init__(self) -> None:
+        _within(self, rows=(1, inf), row_tokens=(1, inf), row_crops=(1, inf), row_memory=(1, inf))
+
+
+@dataclass(frozen=True, slots=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay to zero."""
+
+    steps: int = 0
+    """Optimizer steps; 0 means: as many as `epochs` take."""
+    epochs: float = 20
+    """Passes over the training data, when `steps` is not given."""
+    lr: float = 1e-3
+    """Peak learning rate of parts that start from random weights."""
+    lr_pretrained: float = 2e-5
+    """Peak learning rate of parts that were loaded and are trained on."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.05
+    """Decay of weight matrices; norms, biases, gates, latents and embeddings have none."""
+    clip: float = 1.0
+    """Largest norm of the whole gradient."""
+    train: tuple[str, ...] = ()
+    """Parts to train: encoder, encoder.KEY, connector, fusion, llm. By default those that start from random weights."""
+
+    def __post_init__(self) -> None:
+        _within(self, steps=(0, inf), epochs=(1e-6, inf), lr=(0, inf), lr_pretrained=(0, inf))
+        _within(self, warmup=(0, 1), weight_decay=(0, inf), clip=(1e-12, inf))
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Where and how a run happens; nothing here changes which function is learned."""
+
+    out: str = ""
+    """Folder of the run; by default runs/<time>-<connector>-<fusion>."""
+    resume: str = "never"
+    """never, auto (continue the run in --out if it has a checkpoint), or the PATH of a checkpoint."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 keeps only the final one."""
+    eval_every: int = 0
+    """Steps between losses on the validation split; 0 means ten times per run."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the computation (masters are always fp32); auto: bf16 on GPUs that have it, fp32 elsewhere."""
+    seed: int = 0
+    dry_run: bool = False
+    """Build everything, print the freeze table, the plan and one decoded batch, write sample.html, and stop."""
+
+    def __post_init__(self) -> None:
+        _within(self, checkpoint_every=(0, inf), eval_every=(0, inf), log_every=(1, inf), seed=(0, inf))
+
+
+def _within(options: Any, **limits: tuple[float, float]) -> None:
+    """Refuse values outside of their limits, both ends allowed."""
+    for name, (least, most) in limits.items():
+        value = getattr(options, name)
+        if not least <= value <= most:
+            allowed = f"at least {least:g}" if most == inf else f"from {least:g} to {most:g}"
+            raise ConfigError(f"option '{name}' is {value}; it must be {allowed}")
