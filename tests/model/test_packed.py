@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from beni.data.batch import VisualInput, pack
+from beni.data.batch import pack
 from beni.data.document import Document
 from beni.errors import PluginError
 from beni.model.build import Built
@@ -173,9 +173,3 @@ def test_equal_images_of_two_documents_share_gradients(built_by: Callable[[str],
     wanted = gradients(built)["connector.layers.0.weight"]
     target_logits(built, [[doc] for doc in docs])
     assert_near(gradients(built)["connector.layers.0.weight"], wanted, "the connector's gradient")
-
-
-def test_pixels_go_to_the_encoder_they_are_for(built_by: Callable[[str], Built]) -> None:
-    built = built_by("inline")
-    visual = pack([documents(built, CONVERSATIONS[0])], built.composer).visual
-    assert isinstance(visual, VisualInput) and set(visual.pixels) == set(built.composer.encoders) == {"main"}

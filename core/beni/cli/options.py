@@ -3,14 +3,16 @@
 import argparse
 import dataclasses
 import io
+import keyword
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from beni.cli.mistakes import explain, unexpected
 from beni.config import (
     DEFAULT_PARTS,
     OPTION_GROUPS,
@@ -22,25 +24,27 @@ from beni.config import (
     run_config_from_dict,
 )
 from beni.errors import ConfigError
-from beni.registry import is_path
+from beni.registry import available, is_path
 
 OptionsT = TypeVar("OptionsT")
+
+
+def _offered(kind: str, what: str) -> Any:
+    """Help of a selector: what the part does, and which are installed."""
+    return tyro.conf.arg(help=f"{what}: {', '.join(sorted({plugin.name for plugin in available(kind)}))}.")
 
 
 @dataclass(frozen=True, slots=True)
 class Selectors:
     """The parts of the model. Each brings options of its own: add --help to see them."""
 
-    encoder: tuple[str, ...] = (DEFAULT_PARTS["encoder"],)
-    """[KEY=]NAME[:MODEL] …: tiny, timm:MODEL, hf:MODEL; several make a multi-encoder model."""
-    connector: str = DEFAULT_PARTS["connector"]
-    """What turns features into visual tokens: mlp, perceiver."""
-    fusion: str = DEFAULT_PARTS["fusion"]
-    """How visual tokens meet the language model: inline, xattn."""
-    view: str = DEFAULT_PARTS["view"]
-    """How an image is cut: single."""
-    llm: str = DEFAULT_PARTS["llm"]
-    """tiny, smollm2, a Hugging Face id (owner/name), or a folder."""
+    encoder: Annotated[
+        tuple[str, ...], _offered("encoder", "[KEY=]NAME[:MODEL] …; several make a multi-encoder model. Installed")
+    ] = (DEFAULT_PARTS["encoder"],)
+    connector: Annotated[str, _offered("connector", "What turns features into visual tokens")] = DEFAULT_PARTS["connector"]
+    fusion: Annotated[str, _offered("fusion", "How visual tokens meet the language model")] = DEFAULT_PARTS["fusion"]
+    view: Annotated[str, _offered("view", "How an image is cut")] = DEFAULT_PARTS["view"]
+    llm: Annotated[str, _offered("llm", "A Hugging Face id (owner/name), a folder, or one of")] = DEFAULT_PARTS["llm"]
     config: str = ""
     """TOML or JSON file with the same tables as a run's config.json; options given here override it."""
 
@@ -64,7 +68,10 @@ def parse_run(arguments: Sequence[str], program: str) -> RunConfig:
         several = dataclasses.make_dataclass("Encoders", [_part_field(key, config) for key, config in encoders.items()])
         fields.append(("encoder", several, dataclasses.field(default_factory=several)))
     fields += [_part_field(kind, getattr(base, kind).config) for kind in SINGLE_KINDS]
-    parsed = parse(dataclasses.make_dataclass("Run", fields, frozen=True), arguments, program)
+    parts = {kind: getattr(base, kind).plugin.name for kind in SINGLE_KINDS}
+    if single:
+        parts["encoder"] = base.encoders["main"].plugin.name
+    parsed = parse(dataclasses.make_dataclass("Run", fields, frozen=True), arguments, program, parts)
     configs = {"main": parsed.encoder} if single else {key: getattr(parsed.encoder, key) for key in encoders}
     return RunConfig(
         encoders={key: Part(part.plugin, configs[key]) for key, part in base.encoders.items()},
@@ -73,20 +80,32 @@ def parse_run(arguments: Sequence[str], program: str) -> RunConfig:
     )
 
 
-def parse(cls: type[OptionsT], arguments: Sequence[str], program: str) -> OptionsT:
+def parse(
+    cls: type[OptionsT], arguments: Sequence[str], program: str, parts: Mapping[str, str] | None = None
+) -> OptionsT:
     """A dataclass from command line arguments; what tyro says of mistakes becomes one line.
+
+    Args:
+        cls: the options.
+        arguments: what the user typed.
+        program: its name, for --help.
+        parts: the chosen part of each kind, for messages about options that it does not have.
 
     Raises:
         ConfigError: an unknown or malformed option, with the closest one that exists.
+        SystemExit: after --help.
     """
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(cls, args=list(arguments), prog=program, config=(tyro.conf.FlagConversionOff,))
+            parsed, unknown = tyro.cli(cls, args=list(arguments), prog=program, return_unknown_args=True)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ConfigError(_one_line(said.getvalue())) from stop
+        raise ConfigError(explain(said.getvalue(), cls, arguments, parts or {})) from stop
+    if unknown:
+        raise ConfigError(unexpected(unknown[0], cls, arguments, parts or {}))
+    return parsed
 
 
 def _selectors(arguments: Sequence[str]) -> Selectors:
@@ -98,7 +117,7 @@ def _selectors(arguments: Sequence[str]) -> Selectors:
     try:
         found, _ = reader.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{error.argument_name} needs a value (--help lists all options)") from error
     given = {name: value for name, value in vars(found).items() if value is not None}
     if "encoder" in given:
         given["encoder"] = tuple(given["encoder"])
@@ -121,14 +140,20 @@ def _encoders(references: Sequence[str]) -> dict[str, Part]:
     """Encoders by key: the key before `=`, else the part's name; a single one without a key is `main`."""
     encoders: dict[str, Part] = {}
     for reference in references:
-        match = re.fullmatch(r"(?:([A-Za-z_]\w*)=)?(.+)", reference)
+        match = re.fullmatch(r"(?:([^=/:]*)=)?(.*)", reference, re.DOTALL)
         assert match is not None
         key, name = match[1], match[2]
+        if key is not None and (not key.isidentifier() or keyword.iskeyword(key)):
+            raise ConfigError(f"--encoder {reference}: the key '{key}' must be a word of letters, digits and _")
+        if not name:
+            raise ConfigError(f"--encoder {reference}: a name is missing, as in {key or 'KEY'}=tiny")
         part = choose("encoder", name)
         if key is None:
             key = "main" if len(references) == 1 else re.sub(r"\W+", "_", name if is_path(name) else name.split(":")[0])
         if key in encoders:
-            raise ConfigError(f"--encoder: two encoders are called '{key}'; give them keys: a={name} b={name}")
+            keyed = " ".join(f"{letter}={reference}" for letter, reference in zip("ab", references, strict=False))
+            raise ConfigError(f"--encoder: two encoders are called '{key}'; give each a key of its own: {keyed}"
+                if "=" not in reference else f"--encoder: two encoders have the key '{key}'")
         encoders[key] = part
     return encoders
 
@@ -139,13 +164,3 @@ def _part_field(name: str, config: Any) -> tuple[str, Any, Any]:
 
 def _unprefixed(cls: type) -> Any:
     return Annotated[cls, tyro.conf.arg(name="")]
-
-
-def _one_line(message: str) -> str:
-    """tyro's boxed message as one sentence."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", message)
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in plain.splitlines()]
-    kept = [line for line in lines if line and not line.endswith("error") and not line.startswith("For full helptext")]
-    text = " ".join(line for line in kept if line not in ("Unrecognized options", "Required options"))
-    return re.sub(r"\s+", " ", text).replace(" Perhaps you meant:", "; perhaps you meant") + " (--help lists all options)"
-

@@ -119,7 +119,8 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, fusion: type, part: Part) ->
         new.append(END)
     predicted = len(new)
     new += part.config.new_tokens  # type: ignore[attr-defined]
-    tokenizer.add_special_tokens({"additional_special_tokens": [*part.config.new_tokens, VISUAL_MARK]})  # type: ignore[attr-defined]
+    marks = [*part.config.new_tokens, VISUAL_MARK]  # type: ignore[attr-defined]
+    tokenizer.add_special_tokens({"extra_special_tokens": marks}, replace_extra_special_tokens=False)
     ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in new]  # type: ignore[arg-type]
     return ids, predicted, int(tokenizer.convert_tokens_to_ids(VISUAL_MARK))  # type: ignore[arg-type]
 

@@ -10,13 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from beni.config import PartConfig
 from beni.interfaces import LanguageModel, Provenance
 
+ROLES = {"system": "<system>", "user": "<user>", "assistant": "<assistant>"}
 CHAT = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'assistant' %}{{ 'assistant: ' ~ message.content ~ eos_token }}"
-    "{% else %}{{ message.role ~ ': ' ~ message.content ~ '\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    "{{ bos_token }}{% for message in messages %}{{ '<' ~ message.role ~ '>' ~ message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-"""A chat template with as few tokens as a conversation needs."""
+"""A chat template with one token per role: small models should not spend positions on formatting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,18 @@ class TinyLlama(LanguageModel):
         trainer = trainers.BpeTrainer(
             vocab_size=self.config.vocabulary,
             min_frequency=2,
-            special_tokens=["<pad>", "<bos>", "<eos>"],
+            special_tokens=["<pad>", "<bos>", "<eos>", *ROLES.values()],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
         return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", chat_template=CHAT
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            bos_token="<bos>",
+            eos_token="<eos>",
+            extra_special_tokens=list(ROLES.values()),
+            chat_template=CHAT,
         )
 
     def build(self, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, Provenance | None]:
