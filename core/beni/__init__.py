@@ -4,10 +4,24 @@
 `AutoModelForImageTextToText.from_pretrained(folder)` loads what a run saved.
 """
 
+from importlib.metadata import version
+
+from beni.api import configure
 from beni.errors import BeniError
+from beni.model.build import build
 from beni.model.config import BeniConfig
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.processing import BeniProcessor
+from beni.train.run import train
 
-__version__ = "0.1.0"
-__all__ = ["BeniConfig", "BeniError", "BeniForConditionalGeneration", "BeniProcessor", "__version__"]
+__version__ = version("beni")
+__all__ = [
+    "BeniConfig",
+    "BeniError",
+    "BeniForConditionalGeneration",
+    "BeniProcessor",
+    "__version__",
+    "build",
+    "configure",
+    "train",
+]

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
@@ -72,7 +72,9 @@ def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None, 
     plugin = find(kind, name)
     config_class = getattr(plugin.load(), "Config", None)
     if not dataclasses.is_dataclass(config_class):
-        raise ConfigError(f"{kind} '{name}' ({plugin.target}) has no dataclass `Config`: every part declares its options")
+        raise ConfigError(
+            f"{kind} '{name}' ({plugin.target}) has no dataclass `Config`: every part declares its options"
+        )
     if value:
         if not config_class.argument:
             raise ConfigError(f"{kind} '{name}' takes nothing behind a colon: write '{name}' instead of '{reference}'")
@@ -92,10 +94,10 @@ def _is_model(reference: str) -> bool:
 def part_from_dict(kind: str, table: Mapping[str, Any]) -> Part:
     """The inverse of `Part.to_dict`; resolves the name again on this machine."""
     if not isinstance(table, Mapping):
-        raise ConfigError(f"the configuration's {kind} is {table!r}, not a table: write name = {str(table)!r} in a table")
+        raise ConfigError(f"{kind} {table!r} is not a table: it needs one of its own, with name = …")
     options = {key: value for key, value in table.items() if key not in ("name", "origin")}
     if not isinstance(table.get("name"), str):
-        raise ConfigError(f"the configuration's table of the {kind} has no 'name': it must say which part to use")
+        raise ConfigError(f"the table of the {kind} has no 'name': it must say which part to use")
     return choose(kind, table["name"], options)
 
 
@@ -155,9 +157,11 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested tables of plain values, the same shape as a `--config` file."""
         groups = {name: to_dict(getattr(self, name)) for name in OPTION_GROUPS}
-        return {"encoders": {key: part.to_dict() for key, part in self.encoders.items()}} | {
-            kind: getattr(self, kind).to_dict() for kind in SINGLE_KINDS
-        } | groups
+        return (
+            {"encoders": {key: part.to_dict() for key, part in self.encoders.items()}}
+            | {kind: getattr(self, kind).to_dict() for kind in SINGLE_KINDS}
+            | groups
+        )
 
     def training_hash(self) -> str:
         """Identifies what is computed: equal for a run and its continuation, whatever folder or device it uses."""

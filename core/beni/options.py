@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from beni.errors import ConfigError
 
+POSITIVE = 5e-324
+"""The smallest number that is not zero."""
+
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
@@ -35,7 +38,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.data:
             raise ConfigError("option 'data' is empty: name at least one source")
-        _within(self, eval_limit=(0, inf), workers=(0, inf), augment=(0, 0.5), eval_batch=(1, inf), max_new_tokens=(1, inf))
+        _within(
+            self, eval_limit=(0, inf), workers=(0, inf), augment=(0, 0.5), eval_batch=(1, inf), max_new_tokens=(1, inf)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,8 @@ class OptimConfig:
     """Parts to train: encoder, encoder.KEY, connector, fusion, llm. By default those that start from random weights."""
 
     def __post_init__(self) -> None:
-        _within(self, steps=(0, inf), epochs=(1e-6, inf), lr=(0, inf), lr_pretrained=(0, inf))
-        _within(self, warmup=(0, 1), weight_decay=(0, inf), clip=(1e-12, inf))
+        _within(self, steps=(0, inf), epochs=(POSITIVE, inf), lr=(0, inf), lr_pretrained=(0, inf))
+        _within(self, warmup=(0, 1), weight_decay=(0, inf), clip=(POSITIVE, inf))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,5 +116,11 @@ def _within(options: Any, **limits: tuple[float, float]) -> None:
     for name, (least, most) in limits.items():
         value = getattr(options, name)
         if not least <= value <= most:
-            allowed = f"at least {least:g}" if most == inf else f"from {least:g} to {most:g}"
+            allowed = (
+                f"from {least:g} to {most:g}"
+                if most < inf
+                else "more than 0"
+                if least == POSITIVE
+                else f"at least {least:g}"
+            )
             raise ConfigError(f"option '{name}' is {value}; it must be {allowed}")

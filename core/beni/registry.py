@@ -56,7 +56,7 @@ class Plugin:
             part = _import(self.target)
         except PluginError as error:
             raise PluginError(f"{self.kind} '{self.name}': {error}") from error
-        except Exception as error:  # noqa: BLE001 - a third party's import may raise anything; we say whose it was
+        except Exception as error:
             raise PluginError(
                 f"{self.kind} '{self.name}' of {self.owner} cannot be imported: {type(error).__name__}: {_line(error)}"
             ) from error

@@ -32,7 +32,9 @@ class ImageRef:
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.path, self.url, self.data))) != 1:
-            raise DataError("an image is exactly one of a path, a URL, or the bytes of an image file; this one is empty")
+            raise DataError(
+                "an image is exactly one of a path, a URL, or the bytes of an image file; this one is empty"
+            )
 
     @property
     def key(self) -> str | bytes:

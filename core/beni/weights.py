@@ -52,8 +52,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ConfigError: the file is damaged or is not a state dict.
     """
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # noqa: BLE001 - loaders raise many types for damaged files; each means the same
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, weights_only=True, map_location="cpu")
+        )
+    except Exception as error:
         raise ConfigError(f"weights {path} cannot be read: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"weights {path} are not a flat dictionary of tensors")
@@ -73,7 +77,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
         state = dict(zip(own, state.values(), strict=True))
     wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] or [k for k in state if k not in own]
     if wrong:
-        raise ConfigError(f"weights {path} do not fit {type(module).__name__}: {len(wrong)} tensors, first '{wrong[0]}'")
+        raise ConfigError(
+            f"weights {path} do not fit {type(module).__name__}: {len(wrong)} tensors, first '{wrong[0]}'"
+        )
     module.load_state_dict(state)
 
 

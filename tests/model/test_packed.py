@@ -43,8 +43,9 @@ def gradients(built: Built) -> dict[str, Tensor]:
     return found
 
 
-def assert_near(found: Tensor, expected: Tensor, what: str) -> None:
-    error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-3)
+def assert_near(found: Tensor, expected: Tensor, what: str, scale: float = 0.0) -> None:
+    """`scale`: below this, values are rounding errors of sums of larger ones."""
+    error = (found - expected).abs().max() / max(float(expected.abs().max()), scale)
     assert error < TOLERANCE, f"{what} differs by {error:.1e} of its largest value"
 
 
@@ -56,6 +57,7 @@ def test_equals_separate(built: Built) -> None:
     alone = [target_logits(built, [[doc]]) for doc in docs]
     loss = torch.stack([each for each, _ in alone]).sum()
     wanted = gradients(built)
+    scale = max(float(gradient.abs().max()) for gradient in wanted.values()) / 100
 
     packings: list[Trees] = [
         [[doc] for doc in docs],
@@ -68,7 +70,7 @@ def test_equals_separate(built: Built) -> None:
         assert_near(found, loss, "the loss")
         assert_near(logits, torch.cat([alone[i][1] for i in order]), "logits")
         for name, gradient in gradients(built).items():
-            assert_near(gradient, wanted[name], f"the gradient of {name}")
+            assert_near(gradient, wanted[name], f"the gradient of {name}", scale)
 
 
 def test_images_of_other_documents_do_not_matter(built: Built) -> None:

@@ -23,7 +23,7 @@ from beni.config import (
     read_config_file,
     run_config_from_dict,
 )
-from beni.errors import ConfigError
+from beni.errors import BeniError, ConfigError
 from beni.registry import available, is_path
 
 OptionsT = TypeVar("OptionsT")
@@ -41,7 +41,9 @@ class Selectors:
     encoder: Annotated[
         tuple[str, ...], _offered("encoder", "[KEY=]NAME[:MODEL] …; several make a multi-encoder model. Installed")
     ] = (DEFAULT_PARTS["encoder"],)
-    connector: Annotated[str, _offered("connector", "What turns features into visual tokens")] = DEFAULT_PARTS["connector"]
+    connector: Annotated[str, _offered("connector", "What turns features into visual tokens")] = DEFAULT_PARTS[
+        "connector"
+    ]
     fusion: Annotated[str, _offered("fusion", "How visual tokens meet the language model")] = DEFAULT_PARTS["fusion"]
     view: Annotated[str, _offered("view", "How an image is cut")] = DEFAULT_PARTS["view"]
     llm: Annotated[str, _offered("llm", "A Hugging Face id (owner/name), a folder, or one of")] = DEFAULT_PARTS["llm"]
@@ -57,7 +59,11 @@ def parse_run(arguments: Sequence[str], program: str) -> RunConfig:
         SystemExit: after --help.
     """
     chosen = _selectors(arguments)
-    base = run_config_from_dict(_tables(chosen, arguments))
+    tables = _tables(chosen, arguments)
+    try:
+        base = run_config_from_dict(tables)
+    except BeniError as error:
+        raise type(error)(f"{chosen.config}: {error}" if chosen.config else str(error)) from error
     single = list(base.encoders) == ["main"]
     encoders = {key: part.config for key, part in base.encoders.items()}
     fields: list[tuple[str, Any, Any]] = [("selectors", _unprefixed(Selectors), chosen)]
@@ -151,9 +157,9 @@ def _encoders(references: Sequence[str]) -> dict[str, Part]:
         if key is None:
             key = "main" if len(references) == 1 else re.sub(r"\W+", "_", name if is_path(name) else name.split(":")[0])
         if key in encoders:
-            keyed = " ".join(f"{letter}={reference}" for letter, reference in zip("ab", references, strict=False))
-            raise ConfigError(f"--encoder: two encoders are called '{key}'; give each a key of its own: {keyed}"
-                if "=" not in reference else f"--encoder: two encoders have the key '{key}'")
+            raise ConfigError(
+                f"--encoder: two encoders have the key '{key}': give each its own, as in a={name} b={name}"
+            )
         encoders[key] = part
     return encoders
 

@@ -126,7 +126,9 @@ class Composer:
 
     def layout(self, ref: ImageRef) -> ImageLayout:
         """How an image is cut; reads the file's header only where the size matters."""
-        return self.view.layout(image_size(ref), self.encoders) if self.view.needs_size else self.view.bound(self.encoders)
+        return (
+            self.view.layout(image_size(ref), self.encoders) if self.view.needs_size else self.view.bound(self.encoders)
+        )
 
     def spell(self, layout: ImageLayout, counts: tuple[int, ...]) -> list[int]:
         """The token ids of an image's form in the text."""

@@ -56,7 +56,9 @@ class Template:
         self.tokenizer = tokenizer
         self.jinja = jinja
         self.stop_ids = frozenset({int(tokenizer.eos_token_id), *stop_ids})
-        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
+        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(
+            tokenizer.all_special_tokens
+        )
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
         self._short = lru_cache(maxsize=1 << 14)(self._encode)
         try:
@@ -64,7 +66,9 @@ class Template:
         except DataError as error:
             if isinstance(error.__cause__, jinja2.TemplateSyntaxError):
                 wrong = error.__cause__
-                raise ConfigError(f"the chat template is not valid Jinja, line {wrong.lineno}: {wrong.message}") from error
+                raise ConfigError(
+                    f"the chat template is not valid Jinja, line {wrong.lineno}: {wrong.message}"
+                ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:  # the cache stays behind when a worker process is started
         return Template, (self.tokenizer, self.jinja, tuple(self.stop_ids))
@@ -105,7 +109,9 @@ class Template:
                 pieces += self._answer(answer, self._content(answers[number]).strip(), last)
         placed = sum(isinstance(part, int) for turn in turns for part in turn.content)
         if image != placed:
-            raise ConfigError(f"this chat template shows {image} of the {placed} images of a conversation: choose another")
+            raise ConfigError(
+                f"this chat template shows {image} of the {placed} images of a conversation: choose another"
+            )
         return tuple(pieces)
 
     def _text(self, turns: Sequence[Turn], labelled: bool) -> tuple[Piece, ...]:
@@ -186,7 +192,9 @@ def template_source(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     if not name:
         if not tokenizer.chat_template:
-            raise ConfigError(f"this LLM's tokenizer has no chat template: choose one with --template {'|'.join(BUILT_IN)}")
+            raise ConfigError(
+                f"this LLM's tokenizer has no chat template: choose one with --template {'|'.join(BUILT_IN)}"
+            )
         return tokenizer.chat_template
     if name in BUILT_IN:
         return files("beni.data").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")

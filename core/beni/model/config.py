@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, no_type_check
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -11,6 +11,7 @@ from beni.config import Part, part_from_dict, to_dict
 from beni.types import EncoderSpec, Size
 
 
+@no_type_check  # transformers makes it a dataclass whose __init__ takes more than its fields
 class BeniConfig(PreTrainedConfig):
     """Plain tables, so that `config.json` can be read by people; parts are resolved when a model is built from it.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -22,11 +23,13 @@ from transformers import (
 from transformers.modeling_outputs import ModelOutput
 
 from beni.data.batch import PackedBatch, Placement, VisualInput
+from beni.errors import DataError
 from beni.interfaces import Connector, Fusion, FusionContext, LLMSpec, VisionEncoder, load
 from beni.model.config import BeniConfig
 from beni.model.llm import NewTokens, attach, decoder_layers, use_packed_attention
 from beni.model.loss import summed_cross_entropy
 from beni.model.placement import layouts_of, place_padded
+from beni.nn.plan import plan_cross
 from beni.types import VisualTokens
 
 
@@ -128,17 +131,22 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Raises:
             PluginError: a connector returned another number of tokens than it declared.
+            DataError: images without their sizes and places, or more or fewer places than visual tokens.
         """
         if packed is not None:
             return BeniOutput(loss=self._packed_loss(packed))
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.new_tokens.embed(input_ids, self.get_input_embeddings())
+        uses_context = self.fusion.config.uses_context
         if pixel_values is not None:
-            assert input_ids is not None and image_sizes is not None
+            if input_ids is None or image_sizes is None or image_index is None or image_at is None:
+                raise DataError(
+                    "pixel_values need input_ids, image_sizes, image_index and image_at beside them: the processor of the "
+                    "model's folder makes all of them"
+                )
             pixels = pixel_values if isinstance(pixel_values, Mapping) else {next(iter(self.encoders)): pixel_values}
             visual = self.see(VisualInput(pixels, layouts_of(image_sizes, self.config)))
-            uses_context = self.fusion.config.uses_context
             placement = place_padded(
                 input_ids, image_index, image_at, visual, self.config.image_token_id, uses_context
             ).to(inputs_embeds.device)
@@ -147,6 +155,8 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         elif fusion_context is not None:
             plan = fusion_context.plan.step(inputs_embeds.shape[1]).to(inputs_embeds.device)
             fusion_context = FusionContext(fusion_context.memory_MD, plan)
+        elif uses_context:
+            fusion_context = self._empty_context(inputs_embeds)
         if position_ids is None and attention_mask is not None and past_key_values is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         extra = {} if fusion_context is None else {"fusion": fusion_context}
@@ -177,6 +187,12 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _fuse(self, embeds_TD: Tensor, visual: VisualTokens, placement: Placement) -> Tensor:
         return self.fusion.embed(embeds_TD, visual.tokens_VD[placement.source_V], placement.at_V)
+
+    def _empty_context(self, embeds_BTD: Tensor) -> FusionContext:
+        """What text without any image sees: the blocks of a deep fusion run, and read nothing."""
+        rows, length, _ = embeds_BTD.shape
+        plan = plan_cross([(row * length, (row + 1) * length) for row in range(rows)], np.zeros((rows * length, 2), int))
+        return FusionContext(embeds_BTD.new_zeros(1, self.fusion.visual_width), plan.to(embeds_BTD.device))
 
     def _packed_loss(self, batch: PackedBatch) -> Tensor:
         """Summed cross-entropy of a packed row; logits exist only where there is a target."""

@@ -1,7 +1,5 @@
 """Where visual tokens go in padded rows; the packed row's counterpart is made by the data workers."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,8 +22,8 @@ def layouts_of(image_sizes: Tensor, config: BeniConfig) -> list[ImageLayout]:
 
 def place_padded(
     input_ids: Tensor,
-    image_index: Tensor | None,
-    image_at: Tensor | None,
+    image_index: Tensor,
+    image_at: Tensor,
     visual: VisualTokens,
     image_token: int,
     uses_context: bool,
@@ -34,7 +32,7 @@ def place_padded(
 
     Args:
         input_ids: [B, T] with `image_token` where visual tokens go.
-        image_index: [B, J] which distinct image each row shows, -1 for none; None: one row each, in order.
+        image_index: [B, J] which distinct image each row shows, -1 for none.
         image_at: [B, J] where in its row an image's text form starts.
         visual: tokens of the distinct images.
         image_token: the placeholder's id.
@@ -45,9 +43,7 @@ def place_padded(
     """
     rows, length = input_ids.shape
     starts = memory_starts(visual.counts)
-    if image_index is None:
-        image_index = torch.arange(len(visual.counts)).view(rows, -1)
-    shown: Sequence[list[int]] = [[i for i in row if i >= 0] for row in image_index.tolist()]
+    shown = [[i for i in row if i >= 0] for row in image_index.tolist()]
     at = (input_ids.flatten() == image_token).nonzero()[:, 0]
     source = [np.arange(starts[i], starts[i + 1]) for row in shown for i in row]
     source_V = torch.from_numpy(np.concatenate(source)) if len(at) and source else torch.empty(0, dtype=torch.long)
@@ -59,8 +55,7 @@ def place_padded(
     cross = None
     if uses_context:
         spans = np.zeros((rows * length, 2), dtype=np.int64)
-        positions = image_at.tolist() if image_at is not None else [[] for _ in shown]
-        for row, (images, begins) in enumerate(zip(shown, positions, strict=True)):
+        for row, (images, begins) in enumerate(zip(shown, image_at.tolist(), strict=True)):
             for image, begin in zip(images, begins, strict=False):
                 spans[row * length + begin : (row + 1) * length] = starts[image], starts[image + 1]
         cross = plan_cross([(row * length, (row + 1) * length) for row in range(rows)], spans)

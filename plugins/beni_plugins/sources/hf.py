@@ -14,7 +14,7 @@ import datasets
 from beni.config import PartConfig
 from beni.errors import DataError
 from beni.interfaces import Source
-from beni.sample import ROLES, ImageRef, Sample, Turn, image_ref, split_marks
+from beni.sample import IMAGE_MARK, ROLES, ImageRef, Sample, Turn, image_ref, split_marks
 
 USUAL = {
     "image": ("images", "image", "img"),
@@ -45,28 +45,34 @@ class HfDatasetConfig(PartConfig):
 
 
 class HfDataset(Source):
-    """Rows are read when they are asked for."""
+    """Rows are read when they are asked for. `val` is also found under the name `validation`."""
 
     beni_api = 1
     Config = HfDatasetConfig
 
     def split(self, name: str) -> Sequence[Sample] | None:
+        if not self.config.path:
+            raise DataError("hf needs a dataset: write hf:ID, hf:FOLDER or hf:FILE")
+        for known_as in {"val": ("val", "validation")}.get(name, (name,)):
+            table = self._load(known_as)
+            if table is not None:
+                return _Rows(table, self.config)
+        return None
+
+    def _load(self, split: str) -> datasets.Dataset | None:
         path = Path(self.config.path)
-        loader = LOADERS.get(path.suffix)
         try:
-            if loader and path.exists():
-                if name != "train":
+            if path.suffix in LOADERS and path.is_file():
+                if split != "train":
                     return None
-                table = datasets.load_dataset(loader, data_files=str(path), split="train")
-            else:
-                table = datasets.load_dataset(self.config.path, self.config.config or None, split=name)
-        except ValueError as error:
-            if "split" in str(error).lower():
+                if not path.stat().st_size:
+                    raise DataError(f"hf:{path} is an empty file")
+                return datasets.load_dataset(LOADERS[path.suffix], data_files=str(path), split="train")
+            return datasets.load_dataset(self.config.path, self.config.config or None, split=split)
+        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+            if str(error).startswith("Unknown split"):
                 return None
-            raise DataError(f"hf:{self.config.path} cannot be read: {str(error).splitlines()[0]}") from error
-        except (OSError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(f"hf:{self.config.path} cannot be read: {str(error).splitlines()[0]}") from error
-        return _Rows(table, self.config)
+            raise DataError(f"hf:{self.config.path} cannot be read: {_first_line(error.__cause__ or error)}") from error
 
 
 class _Rows(Sequence[Sample]):
@@ -80,6 +86,8 @@ class _Rows(Sequence[Sample]):
             )
         if self.columns["image"]:
             table = _undecoded(table, self.columns["image"])
+        path = Path(config.path)
+        self.root = path.parent if path.is_file() else path if path.is_dir() else None
         self.table = table
 
     def __len__(self) -> int:
@@ -88,24 +96,36 @@ class _Rows(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         row = self.table[index]
         where = f"hf:{self.config.path}, row {index}"
-        images = row[self.columns["image"]] if self.columns["image"] else None
-        refs = tuple(_ref(image, where) for image in (images if isinstance(images, list) else [images]) if image)
-        turns = _conversation(row[self.columns["talk"]], where) if self.columns["talk"] else self._question(row)
+        shown = row[self.columns["image"]] if self.columns["image"] else None
+        shown = [image for image in (shown if isinstance(shown, list) else [shown]) if image]
+        refs = tuple(_ref(image, self.root, where) for image in shown)
+        turns = _conversation(row[self.columns["talk"]], where) if self.columns["talk"] else self._question(row, where)
         marks = sum(isinstance(part, int) for turn in turns for part in turn.content)
         if not marks and refs:  # a question that does not say where its images stand: in front of it
-            first = next(i for i, turn in enumerate(turns) if turn.role == "user")
+            first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
+            if first is None:
+                raise DataError(f"{where} has images but no turn of the user to show them in")
             turns[first] = Turn("user", (*range(len(refs)), "\n", *turns[first].content))
         elif marks != len(refs):
             raise DataError(f"{where} has {marks} <image> marks but {len(refs)} images")
-        return Sample(str(row.get("id", index)), tuple(turns), refs)
+        name = row.get("id")
+        return Sample(str(index if name is None else name), tuple(turns), refs)
 
-    def _question(self, row: Mapping[str, Any]) -> list[Turn]:
-        answer = row[self.columns["answer"]]
-        answer = answer[0] if isinstance(answer, list) and answer else answer
-        return [
-            Turn("user", split_marks(str(row[self.columns["question"]]))),
-            Turn("assistant", (str(answer),)),
-        ]
+    def _question(self, row: Mapping[str, Any], where: str) -> list[Turn]:
+        question, answer = (self._words(row, kind, where) for kind in ("question", "answer"))
+        return [Turn("user", split_marks(question)), Turn("assistant", (answer,))]
+
+    def _words(self, row: Mapping[str, Any], kind: str, where: str) -> str:
+        """A cell as text: the first of several, the name of a class label."""
+        column = self.columns[kind]
+        value = row[column]
+        value = value[0] if isinstance(value, list) and value else value
+        feature = self.table.features[column]
+        if isinstance(feature, datasets.ClassLabel) and isinstance(value, int):
+            return feature.int2str(value)
+        if not isinstance(value, (str, int, float)):
+            raise DataError(f"{where}: the {kind} (column '{column}') is {value!r}, not a text or a number")
+        return str(value)
 
 
 def _column(table: datasets.Dataset, kind: str, wanted: str) -> str:
@@ -125,33 +145,49 @@ def _undecoded(table: datasets.Dataset, column: str) -> datasets.Dataset:
     return table
 
 
-def _ref(image: Any, where: str) -> ImageRef:
-    if isinstance(image, Mapping):
-        return ImageRef(data=image["bytes"]) if image.get("bytes") else ImageRef(path=image.get("path") or "")
+def _ref(image: Any, root: Path | None, where: str) -> ImageRef:
+    if isinstance(image, Mapping) and (image.get("bytes") or image.get("path")):
+        image = image.get("bytes") or image["path"]
     if isinstance(image, bytes):
         return ImageRef(data=image)
     if isinstance(image, str):
-        return image_ref(image)
+        return image_ref(image, root)
     raise DataError(f"{where}: an image is a {type(image).__name__}, expected bytes, a path or a URL")
 
 
 def _conversation(talk: Any, where: str) -> list[Turn]:
+    if not isinstance(talk, list) or not talk:
+        raise DataError(f"{where}: the conversation is {talk!r}, not a list of turns")
     turns: list[Turn] = []
     placed = 0
-    if not isinstance(talk, list):
-        raise DataError(f"{where}: the conversation is a {type(talk).__name__}, not a list of turns")
     for said in talk:
-        pairs = [("user", said["user"]), ("assistant", said["assistant"])] if "user" in said else None
-        for role, content in pairs or [(said.get("role", said.get("from")), said.get("content", said.get("value")))]:
-            if role not in ROLES or content is None:
-                raise DataError(f"{where}: a turn is neither {{role, content}} nor {{from, value}} nor {{user, assistant}}")
+        for role, content in _said(said):
             text = content if isinstance(content, str) else _flatten(content)
+            if role not in ROLES or text is None:
+                raise DataError(
+                    f"{where}: turn {len(turns)} is neither {{role, content}} nor {{from, value}} nor {{user, assistant}}"
+                )
             parts = split_marks(text, placed)
             placed += sum(isinstance(part, int) for part in parts)
             turns.append(Turn(ROLES[role], parts))
     return turns
 
 
-def _flatten(content: Any) -> str:
-    """A content list of {type: text | image} entries as text with marks."""
-    return "".join("<image>" if part.get("type") == "image" else str(part.get("text") or "") for part in content)
+def _said(entry: Any) -> list[tuple[Any, Any]]:
+    """(role, content) of an entry of a conversation; two of them where it holds a question and its answer."""
+    if not isinstance(entry, Mapping):
+        return [(None, None)]
+    if entry.get("user") is not None:
+        return [("user", entry["user"]), ("assistant", entry.get("assistant"))]
+    return [(entry.get("role") or entry.get("from"), entry["content"] if "content" in entry else entry.get("value"))]
+
+
+def _flatten(content: Any) -> str | None:
+    """A content list of {type: text | image} entries as text with marks; None if it is not one."""
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        return None
+    return "".join(IMAGE_MARK if part.get("type") == "image" else str(part.get("text") or "") for part in content)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -4,17 +4,16 @@
 by `<image>` marks. A folder with train.json, val.json and test.json offers these splits.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from beni.config import PartConfig
+from beni.data.files import read_json, read_jsonl
 from beni.errors import DataError
 from beni.interfaces import Source
 from beni.sample import ROLES, Sample, Turn, image_ref, split_marks
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +33,26 @@ class Llava(Source):
     Config = LlavaConfig
 
     def split(self, name: str) -> Sequence[Sample] | None:
+        if not self.config.path:
+            raise DataError("llava needs a file or a folder: write llava:PATH")
         path = Path(self.config.path)
         if path.is_dir():
-            path = next((p for p in (path / f"{name}.json", path / f"{name}.jsonl") if p.is_file()), path / f"{name}.json")
-            if not path.is_file():
-                if name == "train":
-                    raise DataError(f"{self.config.path} is a folder without train.json: name a file, or a folder with splits")
+            found = [path / f"{name}{suffix}" for suffix in (".json", ".jsonl") if (path / f"{name}{suffix}").is_file()]
+            if not found and name == "train":
+                raise DataError(f"{path} is a folder without train.json: name a file, or a folder with splits")
+            if not found:
                 return None
-        elif name not in ("train", "all"):
+            path = found[0]
+        elif name != "train":
             return None
-        if not path.is_file():
-            raise DataError(f"llava: there is no file {path}")
         root = Path(self.config.images) if self.config.images else path.parent
         return [_sample(item, number, path, root) for number, item in enumerate(_read(path))]
 
 
 def _read(path: Path) -> list[Any]:
-    text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
-        items = []
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                items += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON: {error}") from error
-        return items
-    try:
-        items = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON (cut off?): {error}") from error
+        return [item for _, item in read_jsonl(path)]
+    items = read_json(path)
     if not isinstance(items, list):
         raise DataError(f"{path} holds a {type(items).__name__}, LLaVA JSON is a list of items")
     return items
@@ -84,9 +74,9 @@ def _sample(item: Any, number: int, path: Path, root: Path) -> Sample:
     talk = item.get("conversations")
     if not isinstance(talk, list) or not talk:
         raise wrong("has no 'conversations', a list of {from, value}")
-    images = item.get("image") or []
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+    images = item.get("image")
+    images = [images] if isinstance(images, str) else images or []
+    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise wrong("'image' is neither a path nor a list of paths")
     turns: list[Turn] = []
     placed = 0
@@ -96,6 +86,8 @@ def _sample(item: Any, number: int, path: Path, root: Path) -> Sample:
         content = split_marks(said["value"], placed)
         placed += sum(isinstance(part, int) for part in content)
         turns.append(Turn(ROLES[said["from"]], content))
+        if turns[-1].role == "assistant" and any(isinstance(part, int) for part in content):
+            raise wrong(f"turn {position} is an answer with an <image> mark; images belong to what the human says")
     if placed != len(images):
         raise wrong(f"has {placed} <image> marks but {len(images)} images")
     if turns[-1].role != "assistant":

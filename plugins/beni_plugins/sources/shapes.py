@@ -30,8 +30,10 @@ COLOURS = {
     "white": (250, 250, 250),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "diamond")
-UNSEEN = frozenset(zip(COLOURS, ("circle", "square", "triangle", "cross", "diamond", "circle", "square", "triangle"), strict=True))
+UNSEEN = frozenset(zip(COLOURS, (*SHAPES, *SHAPES), strict=False))
 """One pair per colour that is held out: every colour and every shape is seen, these combinations are not."""
+_SEEN = [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in UNSEEN]
+_HELD_OUT = sorted(UNSEEN)
 BACKGROUNDS = (150, 200)
 """Grey levels of the background."""
 SPLITS = {"train": 0, "val": 1, "test": 2, "unseen": 3}
@@ -64,8 +66,12 @@ class ShapesConfig(PartConfig):
     def __post_init__(self) -> None:
         if not 4 <= self.smallest <= self.largest <= self.size / 3 or not 1 <= self.most <= 6:
             raise ConfigError(
-                f"source 'shapes': objects of {self.smallest}–{self.largest} pixels, up to {self.most}, do not fit images of "
+                f"source 'shapes': up to {self.most} objects of {self.smallest}–{self.largest} pixels do not fit images of "
                 f"{self.size} pixels: 4 ≤ smallest ≤ largest ≤ size/3 and 1 ≤ most ≤ 6"
+            )
+        if self.images < 1 or self.seed < 0:
+            raise ConfigError(
+                f"source 'shapes': {self.images} images and seed {self.seed}; at least 1 and 0 are possible"
             )
 
 
@@ -79,11 +85,10 @@ class Shapes(Source):
     def split(self, name: str) -> Sequence[Sample] | None:
         if name not in SPLITS:
             return None
-        count = {"train": 1.0, "val": 0.1, "test": 0.2, "unseen": 0.2}[name] * self.config.images
+        share = {"train": 1.0, "val": 0.1, "test": 0.2, "unseen": 0.2}[name]
         samples = []
-        for number in range(int(count)):
-            rng = np.random.default_rng((self.config.seed, SPLITS[name], number))
-            items = _scene(rng, self.config, unseen=name == "unseen")
+        for number in range(max(1, int(share * self.config.images))):
+            items, rng = scene(self.config, name, number)
             image = ImageRef(data=_draw(rng, items, self.config.size), size=Size(self.config.size, self.config.size))
             about = [i for i in items if (i.colour, i.shape) in UNSEEN] if name == "unseen" else items
             for kind, ask in QUESTIONS.items():
@@ -96,10 +101,12 @@ class Shapes(Source):
 # --------------------------------------------------------------------------------------------------------------- scenes
 
 
-def _scene(rng: np.random.Generator, config: ShapesConfig, unseen: bool) -> list[Item]:
-    """Objects that do not overlap; with `unseen`, at least one of a held-out pair, else none."""
-    seen = [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in UNSEEN]
-    held_out = sorted(UNSEEN)
+def scene(config: ShapesConfig, split: str, number: int) -> tuple[list[Item], np.random.Generator]:
+    """The objects of an image, which do not overlap, and the generator that goes on to draw and to ask.
+
+    In `unseen` at least one object is of a held-out pair, elsewhere none.
+    """
+    rng = np.random.default_rng((config.seed, SPLITS[split], number))
     wanted = int(rng.integers(1, config.most + 1))
     items: list[Item] = []
     for _ in range(50 * wanted):
@@ -107,14 +114,14 @@ def _scene(rng: np.random.Generator, config: ShapesConfig, unseen: bool) -> list
         x, y = (float(v) for v in rng.uniform(side / 2 + 1, config.size - side / 2 - 1, 2))
         if any(max(abs(x - i.x), abs(y - i.y)) < (side + i.side) / 2 + 1 for i in items):
             continue
-        pairs = held_out if unseen and (not items or rng.random() < 0.3) else seen
+        pairs = _HELD_OUT if split == "unseen" and (not items or rng.random() < 0.3) else _SEEN
         if items and rng.random() < 0.35:  # repeat a colour or a shape, so that counting has something to count
             like = items[int(rng.integers(len(items)))]
             pairs = [p for p in pairs if like.colour == p[0] or like.shape == p[1]] or pairs
         items.append(Item(*pairs[int(rng.integers(len(pairs)))], x, y, side))
         if len(items) == wanted:
             break
-    return items
+    return items, rng
 
 
 def _draw(rng: np.random.Generator, items: Sequence[Item], size: int) -> bytes:
@@ -167,10 +174,13 @@ def _shape(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item
 
 def _counting(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
     """Each number that occurs in the scene is asked for equally often, so no number is a good guess."""
-    by_number: dict[int, list[str]] = {len(items): ["objects"]}
-    for colour, number in Counter(i.colour for i in items).items():
-        by_number.setdefault(number, []).append(f"{colour} objects")
-    for shape, number in Counter(i.shape for i in items).items():
+    by_number: dict[int, list[str]] = {}
+    if len(about) == len(items):
+        by_number[len(items)] = ["objects"]
+    for colour in sorted({i.colour for i in about}):
+        by_number.setdefault(sum(i.colour == colour for i in items), []).append(f"{colour} objects")
+    for shape in sorted({i.shape for i in about}):
+        number = sum(i.shape == shape for i in items)
         by_number.setdefault(number, []).append(f"{shape}s" if shape != "cross" else "crosses")
     number = sorted(by_number)[int(rng.integers(len(by_number)))]
     what = by_number[number][int(rng.integers(len(by_number[number])))]
@@ -180,37 +190,36 @@ def _counting(rng: np.random.Generator, items: Sequence[Item], about: Sequence[I
 def _existence(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
     """Yes and no equally often; a no combines a colour and a shape that are both there, where possible."""
     present = {(i.colour, i.shape) for i in items}
-    known = UNSEEN if any((i.colour, i.shape) in UNSEEN for i in about) else _SEEN
+    known = _HELD_OUT if any((i.colour, i.shape) in UNSEEN for i in about) else _SEEN
     if rng.random() < 0.5:
         item = about[int(rng.integers(len(about)))]
-        return f"is there a {item.colour} {item.shape}?", "yes"
-    absent = sorted(known - present)
+        return f"is there {_an(item.colour)} {item.shape}?", "yes"
+    absent = [pair for pair in known if pair not in present]
     near = [(c, s) for c, s in absent if any(i.colour == c for i in items) and any(i.shape == s for i in items)]
     half = [(c, s) for c, s in absent if any(i.colour == c or i.shape == s for i in items)]
     choices = near or half or absent
     colour, shape = choices[int(rng.integers(len(choices)))]
-    return f"is there a {colour} {shape}?", "no"
+    return f"is there {_an(colour)} {shape}?", "no"
+
+
+def _an(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def _relation(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
+    """Asked along the axis on which the two are further apart: there, a gap of at least a pixel lies between them."""
     counts = Counter((i.colour, i.shape) for i in items)
     single = [i for i in items if counts[i.colour, i.shape] == 1]
-    pairs = [
-        (a, b)
-        for a in single
-        for b in single
-        if a is not b and (a in about or b in about) and (a.colour, a.shape) != (b.colour, b.shape)
-    ]
+    pairs = [(a, b) for a in single for b in single if a is not b and (a in about or b in about)]
     if not pairs:
         return None
     a, b = pairs[int(rng.integers(len(pairs)))]
-    far_x, far_y = abs(a.x - b.x), abs(a.y - b.y)
-    word = ("left of" if rng.random() < 0.5 else "right of") if far_x > far_y else ("above" if rng.random() < 0.5 else "below")
+    along_x = abs(a.x - b.x) > abs(a.y - b.y)
+    word = (("left of", "right of") if along_x else ("above", "below"))[int(rng.integers(2))]
     true = {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[word]
     return f"is the {a.colour} {a.shape} {word} the {b.colour} {b.shape}?", "yes" if true else "no"
 
 
-_SEEN = frozenset((c, s) for c in COLOURS for s in SHAPES) - UNSEEN
 QUESTIONS: dict[str, Callable[[np.random.Generator, Sequence[Item], Sequence[Item]], Asked]] = {
     "colour": _colour,
     "shape": _shape,
