@@ -12,7 +12,7 @@ from beni.model.build import build
 from beni.model.config import BeniConfig
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.processing import BeniProcessor
-from beni.train.run import train
+from beni.training.run import train
 
 __version__ = version("beni")
 __all__ = [

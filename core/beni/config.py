@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
-from beni.errors import ConfigError
+from beni.errors import ConfigError, PluginError
 from beni.options import BatchConfig, DataConfig, OptimConfig, RunOptions
 from beni.registry import Plugin, available, find, is_path
 
@@ -60,7 +60,7 @@ def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None, 
         spelled: the values are strings that spell what is meant (`?size=64`).
 
     Raises:
-        PluginError: no such part.
+        PluginError: no such part, or one without a `Config`.
         ConfigError: an option that the part does not have, or a value of the wrong type.
     """
     options = dict(options or {})
@@ -71,16 +71,17 @@ def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None, 
         name, _, value = reference.partition(":")
     plugin = find(kind, name)
     config_class = getattr(plugin.load(), "Config", None)
-    if not dataclasses.is_dataclass(config_class):
-        raise ConfigError(
-            f"{kind} '{name}' ({plugin.target}) has no dataclass `Config`: every part declares its options"
+    if not (isinstance(config_class, type) and issubclass(config_class, PartConfig)):
+        raise PluginError(
+            f"{kind} '{name}' ({plugin.target}) has no `Config`: every part declares its options as a frozen dataclass "
+            f"that derives from beni.config.PartConfig"
         )
     if value:
         if not config_class.argument:
             raise ConfigError(f"{kind} '{name}' takes nothing behind a colon: write '{name}' instead of '{reference}'")
         options.setdefault(config_class.argument, value)
     config = from_dict(config_class, options, where=f"{kind} '{name}'", spelled=spelled)
-    return Part(plugin, config)  # type: ignore[arg-type]
+    return Part(plugin, config)
 
 
 def _is_model(reference: str) -> bool:
@@ -200,11 +201,9 @@ def run_config_from_dict(data: Mapping[str, Any]) -> RunConfig:
             close = difflib.get_close_matches(key, allowed, n=1)
             hint = f"did you mean [{close[0]}]?" if close else f"there are {', '.join(allowed)}"
             raise ConfigError(f"the configuration has no table [{key}]: {hint}")
-    return RunConfig(
-        encoders={key: part_from_dict("encoder", table) for key, table in encoders.items()},
-        **{kind: part_from_dict(kind, table) for kind, table in singles.items()},
-        **{name: from_dict(cls, tables.get(name, {}), f"table [{name}]") for name, cls in OPTION_GROUPS.items()},
-    )
+    rest: dict[str, Any] = {kind: part_from_dict(kind, table) for kind, table in singles.items()}
+    rest |= {name: from_dict(cls, tables.get(name, {}), f"table [{name}]") for name, cls in OPTION_GROUPS.items()}
+    return RunConfig({key: part_from_dict("encoder", table) for key, table in encoders.items()}, **rest)
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:

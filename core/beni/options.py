@@ -15,7 +15,7 @@ class DataConfig:
     """What is trained and judged on."""
 
     data: tuple[str, ...] = ("easy_vqa",)
-    """Training data, one SPEC per source: easy_vqa, shapes, llava:FILE, hf:ID, text:FILE; options as ?key=value&key=value."""
+    """Training data, one SPEC per source: easy_vqa, shapes, llava:FILE, hf:ID, text:FILE; options as ?key=value&…"""
     weights: tuple[float, ...] = ()
     """Relative number of samples drawn from each source; by default every source once per epoch."""
     eval_data: tuple[str, ...] = ()
@@ -76,6 +76,8 @@ class OptimConfig:
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.05
     """Decay of weight matrices; norms, biases, gates, latents and embeddings have none."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of AdamW's averages of the gradient and of its square."""
     clip: float = 1.0
     """Largest norm of the whole gradient."""
     train: tuple[str, ...] = ()

@@ -56,15 +56,15 @@ class Plugin:
             part = _import(self.target)
         except PluginError as error:
             raise PluginError(f"{self.kind} '{self.name}': {error}") from error
-        except Exception as error:
+        except Exception as error:  # a third party's import may raise anything; we say whose it was
             raise PluginError(
                 f"{self.kind} '{self.name}' of {self.owner} cannot be imported: {type(error).__name__}: {_line(error)}"
             ) from error
         version = getattr(part, "beni_api", None)
         if version is None:
             raise PluginError(
-                f"{self.kind} '{self.name}' ({self.target}) does not say which plugin interface it was written for: if it is "
-                f"a {self.kind} for beni, give the class `beni_api = {API_VERSION}`"
+                f"{self.kind} '{self.name}' ({self.target}) does not say which plugin interface it was written for: if "
+                f"it is a {self.kind} for beni, give the class `beni_api = {API_VERSION}`"
             )
         if version != API_VERSION:
             raise PluginError(

@@ -57,7 +57,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, weights_only=True, map_location="cpu")
         )
-    except Exception as error:
+    except Exception as error:  # loaders raise many types for damaged files; each means the same
         raise ConfigError(f"weights {path} cannot be read: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"weights {path} are not a flat dictionary of tensors")

@@ -17,9 +17,9 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from beni.train import checkpoint, loop
-from beni.train.run import train
-from tests.train.small import small_run
+from beni.training import checkpoint, loop
+from beni.training.run import train
+from tests.training.small import small_run
 
 out, moment, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 calls = 0

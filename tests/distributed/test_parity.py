@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from beni.train import loop
-from beni.train.run import train
+from beni.training import loop
+from beni.training.run import train
 from tests.distributed.launch import run_ranks
-from tests.train.small import FUSIONS, SHAPES, small_run, text_file
+from tests.training.small import FUSIONS, SHAPES, small_run, text_file
 
 
 def _train_and_keep_gradients(out: str, changes: dict[str, dict[str, Any]]) -> None:

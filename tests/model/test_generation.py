@@ -97,9 +97,11 @@ def test_images_and_places_must_agree(built_by: Any) -> None:
     built = built_by("inline")
     batch = inputs(built, CONVERSATIONS[:1])
     places = int((batch["input_ids"] == built.composer.image_token).sum())
-    batch["image_index"] = torch.tensor([[-1]])
     with pytest.raises(DataError, match=rf"{places} places .* images give 0"):
-        generate(built, batch)
+        generate(built, batch | {"image_index": torch.tensor([[-1]])})
+    text = torch.ones_like(batch["input_ids"])
+    with pytest.raises(DataError, match=rf"0 places .* images give {places}"):
+        generate(built, batch | {"input_ids": text})
 
 
 def values(module: nn.Module) -> dict[str, set[str]]:

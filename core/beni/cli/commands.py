@@ -18,7 +18,7 @@ from beni.eval.saved import load_saved
 from beni.processes import processes
 from beni.registry import GROUPS, available, find
 from beni.sample import IMAGE_MARK, Sample, Turn, image_ref
-from beni.train.run import train as run_training
+from beni.training.run import train as run_training
 
 
 def train(arguments: Sequence[str], program: str) -> None:
@@ -77,7 +77,8 @@ def evaluate(arguments: Sequence[str], program: str) -> None:
                     "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
                 )
             correct = [line["correct"] for line in lines]
-            print(json.dumps({"accuracy": sum(correct) / len(correct), "items": len(correct), "evaluations": report}, indent=1))
+            whole = {"accuracy": sum(correct) / len(correct), "items": len(correct), "evaluations": report}
+            print(json.dumps(whole, indent=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,4 +132,3 @@ def plugins(arguments: Sequence[str], program: str) -> None:
 
 def _with_split(spec: str, split: str) -> str:
     return f"{spec}{'&' if '?' in spec else '?'}split={split}" if split else spec
-

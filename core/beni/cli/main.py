@@ -1,8 +1,8 @@
 """Entry point of the command line: dispatches, and turns a user's mistake into one line and exit code 2."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from beni.errors import BeniError
 
@@ -38,7 +38,7 @@ def run(command: str, arguments: Sequence[str] | None = None, program: str | Non
         "plugins": commands.plugins,
     }
     try:
-        table[command](list(sys.argv[1:] if arguments is None else arguments), program or os.path.basename(sys.argv[0]))
+        table[command](list(sys.argv[1:] if arguments is None else arguments), program or Path(sys.argv[0]).name)
     except BeniError as error:
         _fail(str(error))
     except KeyboardInterrupt:

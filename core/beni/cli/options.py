@@ -77,13 +77,11 @@ def parse_run(arguments: Sequence[str], program: str) -> RunConfig:
     parts = {kind: getattr(base, kind).plugin.name for kind in SINGLE_KINDS}
     if single:
         parts["encoder"] = base.encoders["main"].plugin.name
-    parsed = parse(dataclasses.make_dataclass("Run", fields, frozen=True), arguments, program, parts)
+    parsed: Any = parse(dataclasses.make_dataclass("Run", fields, frozen=True), arguments, program, parts)
     configs = {"main": parsed.encoder} if single else {key: getattr(parsed.encoder, key) for key in encoders}
-    return RunConfig(
-        encoders={key: Part(part.plugin, configs[key]) for key, part in base.encoders.items()},
-        **{kind: Part(getattr(base, kind).plugin, getattr(parsed, kind)) for kind in SINGLE_KINDS},
-        **{name: getattr(parsed, name) for name in OPTION_GROUPS},
-    )
+    rest: dict[str, Any] = {kind: Part(getattr(base, kind).plugin, getattr(parsed, kind)) for kind in SINGLE_KINDS}
+    rest |= {name: getattr(parsed, name) for name in OPTION_GROUPS}
+    return RunConfig({key: Part(part.plugin, configs[key]) for key, part in base.encoders.items()}, **rest)
 
 
 def parse(

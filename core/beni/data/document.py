@@ -96,9 +96,7 @@ class Composer:
         if not prompt_only and (document.labels[1:] == IGNORE).all():
             raise DataError(f"{name} has nothing to learn: it holds no token to predict")
         if self.max_tokens and len(document) > self.max_tokens:
-            raise DataError(
-                f"{name} is {len(document)} tokens long, a row holds {self.max_tokens}: shorten it or raise --row-tokens"
-            )
+            raise DataError(f"{name} is {len(document)} tokens long, a row holds {self.max_tokens}: raise --row-tokens")
         return document
 
     def assemble(self, sample: Sample, pieces: Sequence[Piece]) -> Document:

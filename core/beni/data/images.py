@@ -20,7 +20,7 @@ import numpy as np
 import requests
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from beni.errors import ImageError
@@ -38,9 +38,17 @@ RETRY_WAIT_S = 0.5
 RETRIED_STATUS = frozenset({408, 429, *range(500, 600)})
 """HTTP answers that may be better the next time; others are final."""
 
-_ROTATED = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 _EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture stored in an EXIF orientation upright; from 5 on, width and height are swapped."""
 _DAMAGED = (
     OSError,
     ValueError,
@@ -82,12 +90,11 @@ def image_size(ref: ImageRef) -> Size:
 def _oriented_size_of_bytes(ref: ImageRef) -> Size:
     with _open(ref) as image:
         try:
-            # a TIFF's size is told as it will be after loading; every other format's as it is stored
-            rotated = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION) in _ROTATED
+            orientation = _orientation(image)
         except _DAMAGED as error:
             raise ImageError(f"image {ref.name} has a damaged EXIF header: {error}") from error
         width, height = image.size
-        return Size(height, width) if rotated else Size(width, height)
+        return Size(height, width) if orientation >= 5 else Size(width, height)
 
 
 _oriented_size_of_file = lru_cache(maxsize=1_000_000)(_oriented_size_of_bytes)  # never holds on to bytes of images
@@ -104,11 +111,14 @@ def load_image(ref: ImageRef) -> Image.Image:
     """
     with _open(ref) as image:
         try:
-            picture = _to_rgb(ImageOps.exif_transpose(image))
+            orientation = _orientation(image)
+            picture = _to_rgb(image)
         except _DAMAGED as error:
             if ref.url:
                 _cached(ref.url).unlink(missing_ok=True)
             raise ImageError(f"image {ref.name} is damaged: {error}") from error
+    if orientation in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[orientation])
     if ref.size and picture.size != tuple(ref.size):
         told, found = ("{}x{}".format(*size) for size in (ref.size, picture.size))
         raise ImageError(f"image {ref.name} was said to be {told} pixels large, but is {found}")
@@ -178,6 +188,14 @@ def _read_header(file: Path | io.BytesIO, name: str) -> Image.Image:
     return image
 
 
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is left to be undone, from the header alone."""
+    if image.format == "TIFF":  # turned while loading; its size is told as it will be then
+        return 1
+    found = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)  # a PNG's own method would decode all of it
+    return found if found in _UPRIGHT else 1
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # PIL's own conversion clips instead of scaling
         grey = np.nan_to_num(np.asarray(image, dtype=np.float32))
@@ -216,7 +234,7 @@ def _fetch(url: str) -> Path:
             return _download(url, path)
         except requests.HTTPError as failed:
             error = failed
-            if failed.response.status_code not in RETRIED_STATUS:
+            if failed.response is not None and failed.response.status_code not in RETRIED_STATUS:
                 break
         except requests.RequestException as failed:
             error = failed

@@ -7,6 +7,7 @@ samples are seen in the same order whatever the number of processes or workers. 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,7 @@ class Plan:
             raise DataError(f"the data holds no sample with anything to learn{reason}")
         self.rows = lru_cache(maxsize=2)(self._rows)
 
-    def __reduce__(self) -> tuple:  # type: ignore[type-arg]  # the cache stays behind when a worker is started
+    def __reduce__(self) -> tuple[Any, ...]:  # the cache stays behind when a worker is started
         return Plan, (self.lengths, self.weights, self.batch, self.seed, self.shuffle)
 
     def steps(self, epoch: int) -> int:

@@ -2,7 +2,8 @@
 
 A rendered conversation is cut into pieces (text, image, answer) and every piece is tokenized by itself. So the prompt
 of a generation has exactly the tokens it had in training, and labels are known while tokenizing, never recovered later.
-What people say is text and nothing else: a `</s>` or `<image>` that stands in it is spelled out, never taken for the token.
+What people say is text and nothing else: a `</s>` or `<image>` that stands in it is spelled out, never taken
+for the token.
 """
 
 import difflib
@@ -133,8 +134,8 @@ class Template:
             after = self._render(turns[: index + 1], prompt=False)
             if not (before.startswith(done) and after.startswith(before)):
                 raise ConfigError(
-                    "this chat template rewrites earlier turns when later ones follow, so training and generation would "
-                    "see different texts: choose another with --template"
+                    "this chat template rewrites earlier turns when later ones follow: training and generation would "
+                    "see different texts; choose another with --template"
                 )
             spans.append((before[len(done) :], after[len(before) :]))
             done = after

@@ -131,7 +131,7 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def subset(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
-    """Samples that can be judged (their last turn is an answer): all, or a seeded choice of `limit` of them in order."""
+    """Samples that can be judged (their last turn is an answer): all, or a seeded choice of `limit`, in order."""
     count = len(samples)
     order = range(count)
     if limit and limit < count:
@@ -203,4 +203,3 @@ def _to(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
         return {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
 
     return {name: move(value) for name, value in inputs.items()}
-

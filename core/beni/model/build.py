@@ -1,7 +1,10 @@
 """From a run's configuration to a model with its weights, and to everything that must agree with it."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,14 +61,15 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
     stops = _stop_ids(llm, tokenizer)
     template = Template(tokenizer, source, stops)
     tokenizer.chat_template = source
+    llm.config._name_or_path = portable(llm.config._name_or_path)
     model = BeniForConditionalGeneration(
         BeniConfig(
             text_config=llm.config,
-            encoders={key: part.to_dict() for key, part in config.encoders.items()},
+            encoders={key: portable(part.to_dict()) for key, part in config.encoders.items()},
             specs={key: spec_to_dict(spec) for key, spec in specs.items()},
-            connector=config.connector.to_dict(),
-            fusion=config.fusion.to_dict(),
-            view=config.view.to_dict(),
+            connector=portable(config.connector.to_dict()),
+            fusion=portable(config.fusion.to_dict()),
+            view=portable(config.view.to_dict()),
             template=source,
             image_token_id=image_token,
             new_token_ids=new_ids,
@@ -90,6 +94,18 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
         max_tokens=config.batch.row_tokens,
     )
     return Built(model, tokenizer, composer, loaded)
+
+
+def portable(value: Any) -> Any:
+    """Options as a saved model holds them: of paths on this machine only the last name stays.
+
+    Nothing is lost: weights are saved with the model, and what an encoder needs to be built again is in its spec.
+    """
+    if isinstance(value, Mapping):
+        return {key: portable(entry) for key, entry in value.items()}
+    if isinstance(value, str) and os.sep in value and Path(value).exists():
+        return Path(value).name
+    return value
 
 
 def describe(encoders: Mapping[str, Part]) -> dict[str, EncoderSpec]:

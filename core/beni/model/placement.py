@@ -46,7 +46,9 @@ def place_padded(
     shown = [[i for i in row if i >= 0] for row in image_index.tolist()]
     at = (input_ids.flatten() == image_token).nonzero()[:, 0]
     source = [np.arange(starts[i], starts[i + 1]) for row in shown for i in row]
-    source_V = torch.from_numpy(np.concatenate(source)) if len(at) and source else torch.empty(0, dtype=torch.long)
+    if uses_context and not len(at):
+        source = []  # visual tokens are a memory beside the text, and take no places in it
+    source_V = torch.from_numpy(np.concatenate(source)) if source else torch.empty(0, dtype=torch.long)
     if len(source_V) != len(at):
         raise DataError(
             f"the batch has {len(at)} places for visual tokens but its images give {len(source_V)}: the processor and "

@@ -1,4 +1,4 @@
-"""easy-VQA (Zhou 2020): 5,000 images of one coloured shape, 48,248 questions; comes with the PyPI package of that name."""
+"""easy-VQA (Zhou 2020): 5,000 images of one coloured shape, 48,248 questions, from the PyPI package of that name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -81,8 +81,8 @@ class _Rows(Sequence[Sample]):
         self.columns = {kind: _column(table, kind, getattr(config, kind)) for kind in USUAL}
         if not self.columns["talk"] and not (self.columns["question"] and self.columns["answer"]):
             raise DataError(
-                f"hf:{config.path} has columns {', '.join(table.column_names)}: say which hold the question and the answer "
-                f"(?question=…&answer=…), or the conversation (?talk=…)"
+                f"hf:{config.path} has columns {', '.join(table.column_names)}: say which hold the question and the "
+                f"answer (?question=…&answer=…), or the conversation (?talk=…)"
             )
         if self.columns["image"]:
             table = _undecoded(table, self.columns["image"])
@@ -165,7 +165,7 @@ def _conversation(talk: Any, where: str) -> list[Turn]:
             text = content if isinstance(content, str) else _flatten(content)
             if role not in ROLES or text is None:
                 raise DataError(
-                    f"{where}: turn {len(turns)} is neither {{role, content}} nor {{from, value}} nor {{user, assistant}}"
+                    f"{where}: turn {len(turns)} is not {{role, content}}, {{from, value}} or {{user, assistant}}"
                 )
             parts = split_marks(text, placed)
             placed += sum(isinstance(part, int) for part in parts)

@@ -66,8 +66,8 @@ class ShapesConfig(PartConfig):
     def __post_init__(self) -> None:
         if not 4 <= self.smallest <= self.largest <= self.size / 3 or not 1 <= self.most <= 6:
             raise ConfigError(
-                f"source 'shapes': up to {self.most} objects of {self.smallest}–{self.largest} pixels do not fit images of "
-                f"{self.size} pixels: 4 ≤ smallest ≤ largest ≤ size/3 and 1 ≤ most ≤ 6"
+                f"source 'shapes': up to {self.most} objects of {self.smallest}–{self.largest} pixels do not fit "
+                f"images of {self.size} pixels: 4 ≤ smallest ≤ largest ≤ size/3 and 1 ≤ most ≤ 6"
             )
         if self.images < 1 or self.seed < 0:
             raise ConfigError(

@@ -12,8 +12,8 @@ from beni.config import OptimConfig
 from beni.data.batch import PackedBatch
 from beni.errors import BeniError
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.train.checkpoint import Position
 from beni.processes import Processes
+from beni.training.checkpoint import Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +96,3 @@ def clip(parameters: list[nn.Parameter], largest: float) -> torch.Tensor:
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
-

@@ -21,9 +21,7 @@ def parallelize(model: BeniForConditionalGeneration, processes: Processes) -> No
     model.to(processes.device)
     if processes.mesh is None:
         return
-    policy = MixedPrecisionPolicy(
-        param_dtype=processes.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    policy = MixedPrecisionPolicy(param_dtype=processes.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in units(model):
         fully_shard(unit, mesh=processes.mesh, mp_policy=policy)
     for module in model.modules():

@@ -40,11 +40,18 @@ class Totals:
             self.visual_tokens += batch.stats.visual_tokens
             self.bad.update(batch.stats.bad)
 
+    def merge(self, other: "Totals") -> None:
+        """Add another count of the same process."""
+        for name in ("samples", "tokens", "positions", "images", "visual_tokens", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.bad |= other.bad
+
     def over(self, processes: Processes) -> "Totals":
         """The sum over processes."""
-        counts = processes.sum(self.samples, self.tokens, self.positions, self.images, self.visual_tokens)
+        names = ("samples", "tokens", "positions", "images", "visual_tokens")
+        counts = dict(zip(names, processes.sum(*(getattr(self, name) for name in names)), strict=True))
         bad = {name: why for share in processes.gather(self.bad) for name, why in share.items()}
-        return Totals(*counts, self.seconds, bad)
+        return Totals(**counts, seconds=self.seconds, bad=bad)
 
     def summary(self) -> dict[str, Any]:
         """Figures for result.json."""
@@ -65,7 +72,7 @@ class Metrics:
 
     def __init__(self, folder: Path, steps: int, done: int, is_main: bool) -> None:
         self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8") if is_main else None
-        self.bar = tqdm(total=steps, initial=done, unit="step", disable=not is_main, file=sys.stderr, dynamic_ncols=True)
+        self.bar = tqdm(total=steps, initial=done, unit="step", disable=not is_main, dynamic_ncols=True)
         self.started = time.perf_counter()
 
     def log(self, step: int, **values: Any) -> None:

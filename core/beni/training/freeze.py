@@ -34,7 +34,9 @@ def part_of(name: str) -> str:
     return f"encoder.{rest.split('.', 1)[0]}" if first == "encoders" else first
 
 
-def freeze_table(model: BeniForConditionalGeneration, optim: OptimConfig, origins: Mapping[str, str]) -> list[FreezeRow]:
+def freeze_table(
+    model: BeniForConditionalGeneration, optim: OptimConfig, origins: Mapping[str, str]
+) -> list[FreezeRow]:
     """Decide what is trained.
 
     Args:
@@ -118,9 +120,7 @@ def assert_gradients(model: BeniForConditionalGeneration, table: Iterable[Freeze
     trainable = {row.part: row.trainable for row in table}
     for name, parameter in model.named_parameters():
         if trainable[part_of(name)] and parameter.grad is None:
-            raise ConfigError(
-                f"parameter '{name}' of {part_of(name)} is to be trained but received no gradient: the part does not use it"
-            )
+            raise ConfigError(f"parameter '{name}' of {part_of(name)} is to be trained but received no gradient")
         if not trainable[part_of(name)] and parameter.grad is not None:
             raise ConfigError(f"parameter '{name}' of {part_of(name)} is frozen but received a gradient")
 
@@ -130,11 +130,12 @@ def show(table: Iterable[FreezeRow]) -> str:
     lines = [f"{'part':<16}{'parameters':>14}  {'trained':<9}{'peak lr':>9}  weights"]
     for row in table:
         lr = f"{row.lr:.1e}" if row.trainable else "–"
-        lines.append(f"{row.part:<16}{row.parameters:>14,}  {'yes' if row.trainable else 'frozen':<9}{lr:>9}  {row.origin}")
+        trained = "yes" if row.trainable else "frozen"
+        lines.append(f"{row.part:<16}{row.parameters:>14,}  {trained:<9}{lr:>9}  {row.origin}")
     return "\n".join(lines)
 
 
-def frozen_fingerprint(model: nn.Module) -> torch.Tensor:
+def frozen_checksum(model: nn.Module) -> torch.Tensor:
     """A checksum of all frozen parameters: equal bits give equal sums."""
     total = torch.zeros((), dtype=torch.float64)
     for parameter in model.parameters():

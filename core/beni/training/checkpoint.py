@@ -63,7 +63,8 @@ def save(
     processes.barrier()
     if processes.is_main:
         files = {file.name: sha256(file) for file in sorted(draft.iterdir())}
-        _write(draft / STATE, json.dumps({"position": asdict(position), "facts": dict(facts), "files": files}, indent=1))
+        state = {"position": asdict(position), "facts": dict(facts), "files": files}
+        _write(draft / STATE, json.dumps(state, indent=1))
         for file in draft.iterdir():
             _flush(file)
         shutil.rmtree(final, ignore_errors=True)
@@ -93,8 +94,8 @@ def load(
     for name, value in facts.items():
         if state["facts"].get(name) != value:
             raise CheckpointError(
-                f"checkpoint {path} was made with {name} = {state['facts'].get(name)}, this run has {value}: continuing would "
-                f"not give the same result; start a new run, or use the same settings"
+                f"checkpoint {path} was made with {name} = {state['facts'].get(name)}, this run has {value}: going on "
+                f"would not give the same result; use the same settings, or start a new run"
             )
     tensors = _state(model, optimizer, processes)
     dcp.load(tensors, checkpoint_id=path, no_dist=processes.world == 1)

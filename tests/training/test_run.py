@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from beni.errors import BeniError, CheckpointError, ConfigError, DataError
-from beni.train.run import train
-from tests.train.small import FUSIONS, small_run, text_file
+from beni.training.run import train
+from tests.training.small import FUSIONS, small_run, text_file
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -23,11 +23,13 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_a_run_leaves_config_metrics_result_report_checkpoint_and_model(tmp_path: Path) -> None:
     result = train(small_run(tmp_path / "run"))
     folder = tmp_path / "run"
-    for name in ("config.json", "metrics.jsonl", "result.json", "report.html", "checkpoints/latest", "model/config.json"):
+    files = ("config.json", "metrics.jsonl", "result.json", "report.html", "checkpoints/latest", "model/config.json")
+    for name in files:
         assert (folder / name).is_file(), name
     stored = json.loads((folder / "result.json").read_text())
     assert stored["steps"] == 4 == result["steps"]
-    for name in ("accuracy", "accuracy_blind", "eval_loss", "samples_per_s", "tokens_per_s", "peak_memory_bytes", "wall_s"):
+    figures = ("accuracy", "accuracy_blind", "eval_loss", "samples_per_s", "tokens_per_s", "peak_memory_bytes")
+    for name in figures:
         assert isinstance(stored[name], float | int), name
     assert stored["parameters"]["total"] == sum(stored["parameters"]["per_part"].values())
     assert stored["visual_tokens_per_image"] == 16
@@ -73,7 +75,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, fusion: str) -> N
 
 def _stop_after(steps: int, config: object) -> None:
     """Run until a step has been logged, then stop as Ctrl-C would."""
-    from beni.train import metrics
+    from beni.training import metrics
 
     class Stopping(metrics.Metrics):
         def log(self, step: int, **values: object) -> None:
@@ -82,7 +84,7 @@ def _stop_after(steps: int, config: object) -> None:
                 raise KeyboardInterrupt
 
     patch = pytest.MonkeyPatch()
-    patch.setattr("beni.train.run.Metrics", Stopping)
+    patch.setattr("beni.training.run.Metrics", Stopping)
     try:
         train(config)  # type: ignore[arg-type]
     finally:
@@ -117,7 +119,8 @@ def test_frozen_parts_do_not_move_and_trained_ones_do(tmp_path: Path) -> None:
 
 def test_training_learns(tmp_path: Path) -> None:
     result = train(small_run(tmp_path / "run", optim={"steps": 60, "lr": 3e-3}))
-    losses = [json.loads(s)["loss"] for s in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"loss"' in s]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line]
     assert losses[-1] < 0.5 * losses[0]
     assert result["skipped_samples"] == 0
 

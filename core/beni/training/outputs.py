@@ -1,0 +1,73 @@
+"""A run's folder: opened once, never mixed with another run's, written whole."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from beni.config import RunConfig
+from beni.errors import CheckpointError, ConfigError
+from beni.model.build import Built
+from beni.model.processing import BeniProcessor
+from beni.processes import Processes
+from beni.training import checkpoint
+
+
+def open_folder(config: RunConfig, resumed_from: Path | None) -> Path:
+    """The run's folder: new, or empty of runs, unless the run in it is continued.
+
+    Raises:
+        ConfigError: it holds another run.
+    """
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.connector.plugin.name}-{config.fusion.plugin.name}"
+    folder = Path(config.run.out or Path("runs") / name.replace("/", "_"))
+    if folder.is_file():
+        raise ConfigError(f"--out {folder} is a file")
+    continued = resumed_from is not None or config.run.resume == "auto" or config.run.dry_run
+    if (folder / "config.json").exists() and not continued:
+        raise ConfigError(
+            f"--out {folder} holds another run: choose another folder, or continue that run with --resume auto"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def resume_path(config: RunConfig) -> Path | None:
+    """The checkpoint to continue from, or None to start.
+
+    Raises:
+        CheckpointError: `--resume` names a folder that does not exist.
+        ConfigError: `--resume auto` without `--out`: a new folder never holds a checkpoint.
+    """
+    wanted = config.run.resume
+    if wanted == "never":
+        return None
+    if wanted == "auto":
+        if not config.run.out:
+            raise ConfigError("--resume auto continues the run in --out: name that folder")
+        return checkpoint.latest(Path(config.run.out) / "checkpoints")
+    path = Path(wanted)
+    if not path.is_dir():
+        raise CheckpointError(f"--resume {wanted}: there is no checkpoint folder of that name")
+    return checkpoint.latest(path / "checkpoints") or path
+
+
+def save_model(folder: Path, built: Built, processes: Processes) -> None:
+    """Write the whole model with its tokenizer, whatever the sharding; every process takes part."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(built.model, options=options)
+    for alias in built.model.all_tied_weights_keys:
+        state.pop(alias, None)  # tied tensors are one on disk
+    if processes.is_main:
+        built.model.save_pretrained(folder, state_dict=state)
+        BeniProcessor(built.tokenizer, built.composer).save_pretrained(folder)
+    processes.barrier()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
