@@ -92,8 +92,13 @@ def _is_model(reference: str) -> bool:
     return name.partition("@")[0] not in {plugin.name for plugin in available("llm")} and Path(reference).is_dir()
 
 
-def part_from_dict(kind: str, table: Mapping[str, Any]) -> Part:
-    """The inverse of `Part.to_dict`; resolves the name again on this machine."""
+def part_from_dict(kind: str, table: Any) -> Part:
+    """The inverse of `Part.to_dict`; resolves the name again on this machine.
+
+    Raises:
+        ConfigError: not a table, or one without a name.
+        PluginError: the part is not installed here.
+    """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{kind} {table!r} is not a table: it needs one of its own, with name = …")
     options = {key: value for key, value in table.items() if key not in ("name", "origin")}
@@ -107,14 +112,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(cls: type[ConfigT], data: Mapping[str, Any], where: str, spelled: bool = False) -> ConfigT:
+def from_dict(cls: type[ConfigT], data: Any, where: str, spelled: bool = False) -> ConfigT:
     """Build a frozen dataclass from plain values, checking every name and type.
 
     Types are taken at their word: in a file, `"64"` and `true` are not numbers.
 
     Args:
         cls: the dataclass.
-        data: plain values as JSON knows them.
+        data: a table of plain values as JSON knows them.
         where: whose options these are, for messages.
         spelled: values are strings that spell what is meant; `"64"` is a number.
 
@@ -169,7 +174,8 @@ class RunConfig:
         table = self.to_dict()
         table.pop("run")
         table["data"] = {name: value for name, value in table["data"].items() if name not in UNTRAINED}
-        return hashlib.sha256(json.dumps([table, self.run.seed], sort_keys=True).encode()).hexdigest()[:16]
+        plain = json.loads(json.dumps([table, self.run.seed]), parse_int=float)  # 20 and 20.0 are the same option
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 SINGLE_KINDS = ("connector", "fusion", "view", "llm")

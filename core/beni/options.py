@@ -66,7 +66,7 @@ class OptimConfig:
 
     steps: int = 0
     """Optimizer steps; 0 means: as many as `epochs` take."""
-    epochs: float = 20
+    epochs: float = 20.0
     """Passes over the training data, when `steps` is not given."""
     lr: float = 1e-3
     """Peak learning rate of parts that start from random weights."""

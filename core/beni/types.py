@@ -53,7 +53,7 @@ class Box(NamedTuple):
 class Crop:
     """One input of an encoder: a box of the source drawn into a rectangle of a canvas.
 
-    Every view (squash, pad, tiles, pyramid) is a choice of such crops, so drawing them is done once, in `beni.data.images`.
+    Every view (squash, pad, tiles, pyramid) is a choice of such crops: drawing is done once, in `beni.data.images`.
     """
 
     canvas: Size
@@ -81,7 +81,7 @@ class ImageLayout:
 
 @dataclass(frozen=True, slots=True)
 class EncoderSpec:
-    """What everything outside an encoder must know of it: plain numbers, resolved once, stored in the model's config."""
+    """What everything outside an encoder must know of it: plain values, resolved once, stored in the model's config."""
 
     size: Size
     """Native input in pixels."""

@@ -57,4 +57,6 @@ def assert_numbers(
     """Compare sum, sum of absolute values, the first four and the last two values."""
     flat = out.detach().flatten()
     found = torch.cat([flat.sum()[None], flat.abs().sum()[None], flat[:4], flat[-2:]])
-    torch.testing.assert_close(found, torch.tensor([total, absolute, *first, *last], dtype=out.dtype), rtol=rtol, atol=rtol / 10)
+    torch.testing.assert_close(
+        found, torch.tensor([total, absolute, *first, *last], dtype=out.dtype), rtol=rtol, atol=rtol / 10
+    )

@@ -7,15 +7,24 @@ import numpy as np
 from PIL import Image
 
 from beni.config import RunConfig, run_config_from_dict
+from beni.data.batch import Pictures
 from beni.data.document import Document
 from beni.data.padded import pad
-from beni.data.batch import Pictures
 from beni.model.build import Built, build
 from beni.sample import ImageRef, Sample, Turn
 from beni.types import Size
 
-ENCODER = {"name": "tiny", "size": 16, "stem": [8, 16], "width": 16, "layers": 1, "heads": 2}
-LLM = {"name": "tiny", "width": 32, "layers": 3, "heads": 4, "ff_width": 48}
+ENCODER = {
+    "name": "tiny",
+    "size": 16,
+    "stem": [8, 16],
+    "blocks": [0, 1],
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "merge": 1,
+}
+LLM = {"name": "tiny", "width": 32, "layers": 3, "heads": 4, "ff_width": 48, "init_std": 0.2}
 INLINE: dict[str, dict[str, Any]] = {"connector": {"name": "mlp"}, "fusion": {"name": "inline"}}
 XATTN: dict[str, dict[str, Any]] = {
     "connector": {"name": "perceiver", "num_latents": 4, "depth": 1, "heads": 2, "head_width": 8},
@@ -39,7 +48,10 @@ def make(fusion: str, gates: float = 0.5, **tables: dict[str, Any]) -> Built:
     return built
 
 
-def noise(seed: int, size: Size = Size(20, 12)) -> ImageRef:
+SIZE = Size(20, 12)
+
+
+def noise(seed: int, size: Size = SIZE) -> ImageRef:
     """A picture unlike any other."""
     pixels = np.random.default_rng(seed).integers(0, 255, (size.height, size.width, 3), dtype=np.uint8)
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Families of language models, each built small from its own config: all that attend through transformers' interface work."""
+"""Families of language models, each built small from its own config."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from beni.data.batch import pack
 from beni.errors import IncompatiblePartsError
+from beni.interfaces import FusionContext, Insert
 from beni.model.build import Built
 from beni.model.llm import attach, decoder_layers, use_packed_attention
-from beni.interfaces import FusionContext, Insert
 from beni.nn.plan import plan_cross
 from tests.model.small import CONVERSATIONS, inputs, make
 
@@ -28,9 +28,9 @@ COMMON: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 512,
-    "initializer_range": 0.3,
+    "initializer_range": 0.1,
 }
-GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512, "initializer_range": 0.3}
+GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512, "initializer_range": 0.1}
 NO_GQA = {"num_key_value_heads": 4}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": COMMON,
@@ -42,7 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": COMMON | {"sliding_window": WINDOW, "query_pre_attn_scalar": 8},
     "phi3": COMMON | {"sliding_window": WINDOW, "pad_token_id": 0},
     "gpt2": GPT2,
-    "opt": COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3},
+    "opt": COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.1},
     "gpt_neox": COMMON,
     "olmo2": COMMON | NO_GQA,
     "smollm3": COMMON | {"pad_token_id": 0},
@@ -158,6 +158,11 @@ def test_families_that_cannot_be_packed_are_refused(name: str) -> None:
     model = llm(name, REFUSED[name])
     with pytest.raises(IncompatiblePartsError, match=rf"{type(model).__name__}.*see each other"):
         use_packed_attention(model)
+
+
+@pytest.mark.parametrize("name", ["falcon", "mpt", "gptj"])
+def test_families_that_drop_the_context_are_refused(name: str) -> None:
+    model = llm(name, REFUSED[name])
     with pytest.raises(IncompatiblePartsError, match=rf"{type(model).__name__}.*--fusion inline"):
         attach(model, {0: Insert(torch.nn.Identity())})
 
@@ -181,7 +186,9 @@ def test_sinks_are_refused(packed: bool, built_by: Callable[[str], Built]) -> No
     extra = {"segments": plan} if packed else {}
     ids = torch.zeros(1, len(plan.positions_T), dtype=torch.long)
     with pytest.raises(IncompatiblePartsError, match=r"GptOssAttention.*s_aux"):
-        model(ids, attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool), position_ids=plan.positions_T[None], **extra)
+        model(
+            ids, attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool), position_ids=plan.positions_T[None], **extra
+        )
 
 
 def test_a_layer_that_does_not_exist() -> None:

@@ -14,7 +14,10 @@ from beni.model.processing import BeniProcessor
 from beni.sample import VISUAL_MARK
 from tests.model.small import CONVERSATIONS, FUSIONS, inputs, make
 
-CHAT = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+CHAT = (
+    "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 
 def llm_without(folder: Path, *missing: str) -> str:
@@ -44,7 +47,10 @@ def test_tokenizers_without_bos_or_pad_need_nothing(missing: str, tmp_path: Path
     batch = inputs(built, CONVERSATIONS)
     built.model.eval()
     together = built.model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False)[:, -4:]
-    alone = [built.model.generate(**inputs(built, (s,)), max_new_tokens=4, min_new_tokens=4, do_sample=False) for s in CONVERSATIONS]
+    alone = [
+        built.model.generate(**inputs(built, (s,)), max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        for s in CONVERSATIONS
+    ]
     assert together.tolist() == [row[0, -4:].tolist() for row in alone]
 
 
@@ -78,7 +84,9 @@ def test_tokenizers_without_eos_get_one_that_is_learned(fusion: str, tmp_path: P
         (model(packed=row).loss / row.stats.targets).backward()
         optimizer.step()
     assert loss_of_end() < 0.5 * start
-    assert all(torch.equal(value, before[name]) for name, value in model.llm.state_dict().items()), "the frozen LLM moved"
+    assert all(torch.equal(value, before[name]) for name, value in model.llm.state_dict().items()), (
+        "the frozen LLM moved"
+    )
 
     model.eval().save_pretrained(tmp_path / "model")
     BeniProcessor(built.tokenizer, built.composer).save_pretrained(tmp_path / "model")
@@ -120,7 +128,7 @@ def test_embeddings_of_new_tokens(ids: tuple[int, ...]) -> None:
     out.sum().backward()
     assert new.weight.grad is not None and new.weight.grad[:, 0].tolist() == [1.0, 2.0]
     assert table.weight.grad is not None
-    assert table.weight.grad[list(i for i in ids if i < 6)].abs().sum() == 0, "a frozen table stays as it is"
+    assert table.weight.grad[[i for i in ids if i < 6]].abs().sum() == 0, "a frozen table stays as it is"
     assert torch.pdist(new.weight.detach()) > 0, "rows start different"
 
 

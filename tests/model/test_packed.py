@@ -75,7 +75,9 @@ def test_equals_separate(built: Built) -> None:
 
 def test_images_of_other_documents_do_not_matter(built: Built) -> None:
     first, text = documents(built, CONVERSATIONS[0], CONVERSATIONS[3])
-    near, far = (documents(built, talk("x", (0, 1, "compare"), ("same",), images=pair))[0] for pair in ((B, C), (D, noise(9))))
+    near, far = (
+        documents(built, talk("x", (0, 1, "compare"), ("same",), images=pair))[0] for pair in ((B, C), (D, noise(9)))
+    )
     count = int((first.labels >= 0).sum() + (text.labels >= 0).sum())
     one = target_logits(built, [[first], [text], [near]])[1]
     other = target_logits(built, [[first], [text], [far]])[1]
@@ -138,7 +140,9 @@ def test_a_connector_that_lies_is_named(built: Built) -> None:
     connector.project = lambda features: honest(features)[:-1]  # type: ignore[method-assign]
     try:
         declared = sum(built.composer.compose(CONVERSATIONS[0]).images[0].counts)
-        with pytest.raises(PluginError, match=rf"{type(connector).__name__} returned .*{declared - 1}.*declared {declared}"):
+        with pytest.raises(
+            PluginError, match=rf"{type(connector).__name__} returned .*{declared - 1}.*declared {declared}"
+        ):
             built.model(packed=pack([documents(built, CONVERSATIONS[0])], built.composer))
     finally:
         del connector.project
@@ -150,7 +154,9 @@ def test_fresh_cross_attention_is_the_plain_language_model() -> None:
     embeds = built.model.new_tokens.embed(batch["input_ids"], built.model.get_input_embeddings())
     positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        plain = built.model.llm(inputs_embeds=embeds, attention_mask=batch["attention_mask"], position_ids=positions).logits
+        plain = built.model.llm(
+            inputs_embeds=embeds, attention_mask=batch["attention_mask"], position_ids=positions
+        ).logits
         assert torch.equal(built.model(**batch).logits, plain)
 
 
@@ -169,7 +175,9 @@ def test_padded_loss_is_the_mean_of_the_packed_one(built: Built) -> None:
 def test_equal_images_of_two_documents_share_gradients(built_by: Callable[[str], Built]) -> None:
     """The visual tokens of an image shown twice sum what both showings send back."""
     built = built_by("inline")
-    docs = documents(built, talk("p", (0, "what?"), ("cat",), images=(A,)), talk("q", ("x", 0, "how?"), ("blue",), images=(A,)))
+    docs = documents(
+        built, talk("p", (0, "what?"), ("cat",), images=(A,)), talk("q", ("x", 0, "how?"), ("blue",), images=(A,))
+    )
     for doc in docs:
         target_logits(built, [[doc]])
     wanted = gradients(built)["connector.layers.0.weight"]

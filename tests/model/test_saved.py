@@ -153,7 +153,9 @@ def test_lora_on_top(saved: tuple[Built, Path], tmp_path: Path) -> None:
         optimizer.step()
     row = pack([[built.composer.compose(sample)] for sample in CONVERSATIONS], built.composer)
     adapted(packed=row).loss.backward()
-    after = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items() if "lora_" not in name}
+    after = {
+        name.replace(".base_layer", ""): value for name, value in model.state_dict().items() if "lora_" not in name
+    }
     assert all(torch.equal(after[name], value) for name, value in frozen.items())
 
     adapted.eval()
@@ -225,5 +227,3 @@ def test_the_same_images_in_any_order(saved: tuple[Built, Path]) -> None:
         logits = built.model(**one).logits
         assert torch.equal(built.model(**flat).logits, logits)
         torch.testing.assert_close(built.model(**swapped).logits.flip(0), logits, rtol=1e-5, atol=1e-5)
-
-

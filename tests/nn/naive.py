@@ -10,7 +10,7 @@ from beni.types import Segment
 
 
 def random_row(rng: np.random.Generator, trees: int) -> tuple[list[Segment], np.ndarray]:
-    """Segments of a row of random trees up to three generations deep, and the position of each token in its document."""
+    """Segments of a row of random trees up to three generations deep, and each token's position in its document."""
     segments: list[Segment] = []
     ends: list[int] = []  # position in the document behind each segment
     positions: list[np.ndarray] = []

@@ -1,5 +1,7 @@
 """Packed attention equals attention written out position by position."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,9 @@ from tests.nn.naive import naive_attention, random_row, visible
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize(("window", "softcap", "scale"), [(None, None, None), (3, None, 0.3), (None, 1.5, None), (5, 0.7, 0.5)])
+@pytest.mark.parametrize(
+    ("window", "softcap", "scale"), [(None, None, None), (3, None, 0.3), (None, 1.5, None), (5, 0.7, 0.5)]
+)
 def test_equals_naive_attention(
     seed: int, kv_heads: int, window: int | None, softcap: float | None, scale: float | None
 ) -> None:
@@ -49,7 +53,7 @@ def test_other_trees_and_siblings_are_invisible() -> None:
 def test_long_rows_waste_little() -> None:
     lengths = np.random.default_rng(0).integers(20, 400, 60)
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    segments = [Segment(int(a), int(b)) for a, b in zip(starts, starts[1:], strict=False)]
+    segments = [Segment(int(a), int(b)) for a, b in pairwise(starts)]
     plan = plan_row(segments, np.concatenate([np.arange(n) for n in lengths]))
     assert sum(bucket.index_BL.numel() for bucket in plan.buckets) <= 1.125 * lengths.sum()
     assert all(bucket.mask_B1LL is None for bucket in plan.buckets), "plain documents need no mask"
@@ -77,7 +81,7 @@ def test_refuses_rows_that_are_none(segments: list[Segment], complaint: str) -> 
 
 
 def test_refuses_positions_of_another_row() -> None:
-    with pytest.raises(ValueError, match="6 tokens.*7 positions"):
+    with pytest.raises(ValueError, match=r"6 tokens.*7 positions"):
         plan_row([Segment(0, 3), Segment(3, 6)], np.arange(7))
 
 

@@ -1,4 +1,4 @@
-"""Documents to one packed row: ids, targets, positions, segments, where images go, and what is needed of their pixels."""
+"""Documents to one packed row: ids, targets, positions, segments, where images go, and their pixels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from beni.data.images import blank_image, draw, load_image, mean_colour, to_pixe
 from beni.errors import ImageError
 from beni.nn.plan import CrossPlan, RowPlan, plan_cross, plan_row
 from beni.nn.plan import trees as trees_of
-from beni.sample import ImageRef, Sample, Turn
+from beni.sample import Sample, Turn
 from beni.types import Crop, ImageLayout, Segment, Size
 
 Prepare = Callable[[Image.Image, str | bytes], Image.Image]
@@ -24,9 +24,7 @@ Prepare = Callable[[Image.Image, str | bytes], Image.Image]
 class VisualInput:
     """The distinct images of a batch: encoder inputs by encoder key, and how each image was cut."""
 
-    def __init__(
-        self, pixels: Mapping[str, Float[Tensor, "C 3 height width"]], layouts: Sequence[ImageLayout]
-    ) -> None:
+    def __init__(self, pixels: Mapping[str, Float[Tensor, "C 3 height width"]], layouts: Sequence[ImageLayout]) -> None:
         self.pixels = dict(pixels)
         self.layouts = tuple(layouts)
 
@@ -35,7 +33,7 @@ class VisualInput:
 
 
 class Placement:
-    """Where visual tokens go: flat text positions `at_V` take the visual tokens `source_V`; `cross` plans deep fusion."""
+    """Where visual tokens go: text positions `at_V` take the visual tokens `source_V`; `cross` plans deep fusion."""
 
     def __init__(self, at_V: Int[Tensor, " V"], source_V: Int[Tensor, " V"], cross: CrossPlan | None) -> None:
         self.at_V = at_V

@@ -104,9 +104,10 @@ class Composer:
         ids: list[int] = []
         labels: list[int] = []
         images: list[DocumentImage] = []
-        end = 0
+        end, target = 0, -1  # behind the last image; the first labelled position
         for piece in pieces:
             if piece.image < 0:
+                target = len(ids) if piece.labelled and target < 0 else target
                 ids += piece.ids
                 labels += piece.ids if piece.labelled else [IGNORE] * len(piece.ids)
                 continue
@@ -117,7 +118,7 @@ class Composer:
             ids += self.spell(layout, counts)
             end = len(ids)
             labels += [IGNORE] * (end - len(labels))
-        shared = bool(images) and end < len(ids) and all(label == IGNORE for label in labels[: end + 1])
+        shared = bool(images) and end < len(ids) and not 0 <= target <= end
         return Document(
             sample, np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64), tuple(images), end if shared else 0
         )

@@ -61,15 +61,14 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
     stops = _stop_ids(llm, tokenizer)
     template = Template(tokenizer, source, stops)
     tokenizer.chat_template = source
-    llm.config._name_or_path = portable(llm.config._name_or_path)
     model = BeniForConditionalGeneration(
         BeniConfig(
             text_config=llm.config,
-            encoders={key: portable(part.to_dict()) for key, part in config.encoders.items()},
+            encoders={key: part.to_dict() for key, part in config.encoders.items()},
             specs={key: spec_to_dict(spec) for key, spec in specs.items()},
-            connector=portable(config.connector.to_dict()),
-            fusion=portable(config.fusion.to_dict()),
-            view=portable(config.view.to_dict()),
+            connector=config.connector.to_dict(),
+            fusion=config.fusion.to_dict(),
+            view=config.view.to_dict(),
             template=source,
             image_token_id=image_token,
             new_token_ids=new_ids,
@@ -84,6 +83,7 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
     for key, encoder in model.encoders.items():
         if provenance := encoder.load_pretrained():  # type: ignore[operator]
             loaded[f"encoder.{key}"] = provenance
+    forget_paths(model.config)
     composer = Composer(
         template=template,
         view=view,
@@ -96,16 +96,20 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
     return Built(model, tokenizer, composer, loaded)
 
 
-def portable(value: Any) -> Any:
-    """Options as a saved model holds them: of paths on this machine only the last name stays.
+def forget_paths(config: BeniConfig) -> None:
+    """Of paths on this machine keep the last name only: what is saved may be published.
 
-    Nothing is lost: weights are saved with the model, and what an encoder needs to be built again is in its spec.
+    A reload misses nothing: weights are saved with the model, and what an encoder is built from is in its spec.
     """
-    if isinstance(value, Mapping):
-        return {key: portable(entry) for key, entry in value.items()}
-    if isinstance(value, str) and os.sep in value and Path(value).exists():
-        return Path(value).name
-    return value
+
+    def portable(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: portable(entry) for key, entry in value.items()}
+        return Path(value).name if isinstance(value, str) and os.sep in value and Path(value).exists() else value
+
+    for kind in ("encoders", "connector", "fusion", "view"):
+        setattr(config, kind, portable(getattr(config, kind)))
+    config.text_config._name_or_path = portable(config.text_config._name_or_path)
 
 
 def describe(encoders: Mapping[str, Part]) -> dict[str, EncoderSpec]:
@@ -128,7 +132,7 @@ def check_fusion(fusion: type, part: Part, llm: PreTrainedModel) -> None:
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, fusion: type, part: Part) -> tuple[list[int], int, int]:
-    """Add the tokens the model needs: (ids with embeddings of their own, how many can be predicted, id of a visual position)."""
+    """Add the tokens the model needs: (ids with embeddings of their own, how many are predicted, visual positions' id)."""
     new: list[str] = []
     if tokenizer.eos_token_id is None:
         tokenizer.add_special_tokens({"eos_token": END})

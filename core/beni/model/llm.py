@@ -4,7 +4,7 @@ Nothing here knows a model family: layers are found by structure, and what a fam
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def use_packed_attention(llm: PreTrainedModel) -> None:
     if llm.config._attn_implementation != ATTENTION:
         raise IncompatiblePartsError(
             f"{type(llm).__name__} does not use transformers' attention interface: documents packed into one row would "
-            f"see each other. Families that work include Llama, Mistral, Qwen, Gemma, Phi-3, GPT-2, OPT, OLMo and SmolLM"
+            f"see each other. Families that work include Llama, Mistral, Qwen, Gemma, Phi-3, GPT-2, OPT and OLMo"
         )
 
 
@@ -67,7 +67,7 @@ def attach(llm: PreTrainedModel, inserts: Mapping[int, Insert]) -> None:
         layer.__class__ = _with_insert(type(layer))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _with_insert(base: type[nn.Module]) -> type[nn.Module]:
     """One subclass per layer class, so that compiled layers share a graph."""
 
@@ -109,8 +109,8 @@ def _probe(llm: PreTrainedModel, layer: nn.Module) -> None:
         handle.remove()
     if not arrived:
         raise IncompatiblePartsError(
-            f"{type(llm).__name__} drops keyword arguments before its layers: a fusion that works inside the LLM cannot "
-            f"reach them. Use --fusion inline, or another family"
+            f"{type(llm).__name__} drops keyword arguments before its layers: a fusion that works inside the LLM "
+            f"cannot reach them. Use --fusion inline, or another family"
         )
 
 

@@ -82,7 +82,12 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attach(self.llm, self.fusion.inserts())
         self.llm.get_output_embeddings().register_forward_hook(self.new_tokens.extend_logits)
         self.generation_config = GenerationConfig(
-            eos_token_id=config.stop_token_ids or None, pad_token_id=(config.stop_token_ids or [0])[0]
+            eos_token_id=config.stop_token_ids or None,
+            pad_token_id=(config.stop_token_ids or [0])[0],
+            suppress_tokens=[
+                config.image_token_id,
+                *config.new_token_ids[config.predicted_tokens :],
+            ],  # places, not words
         )
         self.post_init()
 
@@ -122,7 +127,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask: [B, T] 0 on padding.
             position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as in any causal LM.
             labels: [B, T] aligned with `input_ids`, -100 where there is none.
-            pixel_values: [C, 3, h, w] crops of the batch's distinct images (a dict by encoder key if there are several).
+            pixel_values: [C, 3, h, w] crops of the batch's distinct images (several encoders: a dict by key).
             image_sizes: [U, 2] width and height of the distinct images.
             image_index: [B, J] which distinct image each row shows, -1 for none.
             image_at: [B, J] where in the row each image's text form starts.
@@ -142,8 +147,8 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             if input_ids is None or image_sizes is None or image_index is None or image_at is None:
                 raise DataError(
-                    "pixel_values need input_ids, image_sizes, image_index and image_at beside them: the processor of the "
-                    "model's folder makes all of them"
+                    "pixel_values need input_ids, image_sizes, image_index and image_at beside them: the processor of "
+                    "the model's folder makes all of them"
                 )
             pixels = pixel_values if isinstance(pixel_values, Mapping) else {next(iter(self.encoders)): pixel_values}
             visual = self.see(VisualInput(pixels, layouts_of(image_sizes, self.config)))
@@ -191,7 +196,9 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _empty_context(self, embeds_BTD: Tensor) -> FusionContext:
         """What text without any image sees: the blocks of a deep fusion run, and read nothing."""
         rows, length, _ = embeds_BTD.shape
-        plan = plan_cross([(row * length, (row + 1) * length) for row in range(rows)], np.zeros((rows * length, 2), int))
+        plan = plan_cross(
+            [(row * length, (row + 1) * length) for row in range(rows)], np.zeros((rows * length, 2), int)
+        )
         return FusionContext(embeds_BTD.new_zeros(1, self.fusion.visual_width), plan.to(embeds_BTD.device))
 
     def _packed_loss(self, batch: PackedBatch) -> Tensor:

@@ -75,7 +75,9 @@ class BeniProcessor(ProcessorMixin):
             refs = tuple(flat[used : used + marks])
             used += marks
             if len(refs) != marks:
-                raise DataError(f"text {number} has {marks} {IMAGE_MARK} marks, but only {len(refs)} images are left for it")
+                raise DataError(
+                    f"text {number} has {marks} {IMAGE_MARK} marks, but only {len(refs)} images are left for it"
+                )
             pieces = [
                 Piece(image=part) if isinstance(part, int) else Piece(tuple(self._tokenize(part))) for part in parts
             ]
@@ -166,5 +168,3 @@ def _images_of(message: Mapping[str, Any]) -> list[Picture]:
 
 
 AutoProcessor.register(BeniConfig, BeniProcessor)
-
-

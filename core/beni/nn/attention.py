@@ -128,8 +128,8 @@ def _transformers_attention(
         unknown.append("non-causal attention")
     if unknown:
         raise IncompatiblePartsError(
-            f"{type(module).__name__} asks its attention for {', '.join(unknown)}, which beni does not compute: results "
-            f"would be silently wrong, so this language model cannot be used"
+            f"{type(module).__name__} asks its attention for {', '.join(unknown)}, which beni does not compute: "
+            f"results would be silently wrong, so this language model cannot be used"
         )
     if segments is not None:
         q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query, key, value))

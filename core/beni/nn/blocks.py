@@ -43,7 +43,8 @@ def attend(
 ) -> Float[Tensor, "I Q HK"]:
     """Full multi-head attention with merged heads; `kv_heads` < `heads` groups queries (GQA)."""
     q, k, v = (
-        rearrange(x, "i n (h k) -> i h n k", h=n) for x, n in ((q, heads), (k, kv_heads or heads), (v, kv_heads or heads))
+        rearrange(x, "i n (h k) -> i h n k", h=n)
+        for x, n in ((q, heads), (k, kv_heads or heads), (v, kv_heads or heads))
     )
     out = F.scaled_dot_product_attention(q, k, v, enable_gqa=kv_heads not in (None, heads))
     return rearrange(out, "i h n k -> i n (h k)")

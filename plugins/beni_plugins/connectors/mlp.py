@@ -23,7 +23,9 @@ class MlpConfig(ConnectorConfig):
 
     def __post_init__(self) -> None:
         if self.layers < 1:
-            raise ConfigError(f"connector 'mlp', option 'kind': '{self.kind}' is neither linear nor mlpNx_gelu (N = 1, 2, …)")
+            raise ConfigError(
+                f"connector 'mlp', option 'kind': '{self.kind}' is neither linear nor mlpNx_gelu (N = 1, 2, …)"
+            )
 
     @property
     def layers(self) -> int:

@@ -1,8 +1,8 @@
 """Perceiver resamplers: a fixed number of learned latents attends to however many tokens a crop has.
 
 References: `flamingo` mlfoundations/open_flamingo, open_flamingo/src/helpers.py (PerceiverResampler);
-`idefics2` transformers, models/idefics2/modeling_idefics2.py (Idefics2Connector). The idefics2 reference initialises its
-latents to ones, so that all of them stay the same vector for ever; here they start different in both variants.
+`idefics2` transformers, models/idefics2/modeling_idefics2.py (Idefics2Connector). That reference initialises its latents
+to ones, so that all of them stay the same vector for ever; here they start different in both variants.
 
 Shapes: C crops, N tokens of a crop, Q latents, D width.
 """
@@ -46,7 +46,9 @@ class PerceiverConfig(ConnectorConfig):
             if getattr(self, option) < 1:
                 raise ConfigError(f"connector 'perceiver': --connector.{option.replace('_', '-')} must be at least 1")
         if self.variant == "idefics2" and self.heads % self.kv_heads:
-            raise ConfigError(f"connector 'perceiver': --connector.kv-heads {self.kv_heads} does not divide heads {self.heads}")
+            raise ConfigError(
+                f"connector 'perceiver': --connector.kv-heads {self.kv_heads} does not divide heads {self.heads}"
+            )
 
     def out_grid(self, grid: Grid) -> int:
         return self.num_latents
@@ -114,9 +116,7 @@ class FlamingoAttention(nn.Module):
         self.to_kv = nn.Linear(width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, width, bias=False)
 
-    def forward(
-        self, x_CND: Float[Tensor, "C N D"], latents_CQD: Float[Tensor, "C Q D"]
-    ) -> Float[Tensor, "C Q D"]:
+    def forward(self, x_CND: Float[Tensor, "C N D"], latents_CQD: Float[Tensor, "C Q D"]) -> Float[Tensor, "C Q D"]:
         latents_CQD = self.norm_latents(latents_CQD)
         keys = torch.cat([self.norm_media(x_CND), latents_CQD], dim=1)
         k, v = self.to_kv(keys).chunk(2, dim=-1)

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from math import isqrt
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,11 @@ from transformers.image_processing_base import ImageProcessingMixin
 from beni.config import PartConfig
 from beni.errors import ConfigError
 from beni.interfaces import Provenance, VisionEncoder
+from beni.nn.unused import unused_parameters, with_zero_gradients
 from beni.types import EncoderSpec, Features, Grid, Size
+
+UNUSED = "beni_unused_parameters"
+"""Key, beside those of the network's own configuration, of parameters that the features do not depend on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +27,7 @@ class HfEncoderConfig(PartConfig):
 
     model: str = "google/siglip-base-patch16-224"
     """Hugging Face id or folder of a vision model, or of a model with a vision tower."""
-    weights: str = "hub"
+    weights: Literal["hub", "none"] = "hub"
     """hub: the published weights (a folder's own, for a folder); none: the same architecture from scratch."""
     layer: int = -2
     """Which hidden states are the features: -1 the last, -2 the last but one (LLaVA's choice) …"""
@@ -47,15 +52,20 @@ class HfEncoder(VisionEncoder):
             raise ConfigError(f"encoder 'hf:{config.model}' cannot be read: {str(error).splitlines()[0]}") from error
         vision: PreTrainedConfig = getattr(full, "vision_config", full)
         architecture = {**vision.to_dict(), "model_type": vision.model_type}
+        architecture.pop("_name_or_path", None)  # of this machine, if it is a folder
         size = getattr(vision, "image_size", None)
         if size is None:
             size = _processor_side(images)
         side = size if isinstance(size, int) else size[0]
         with torch.device("meta"):
             model = AutoModel.from_config(_vision_config(architecture)).eval()
+        if model.main_input_name != "pixel_values":
+            raise ConfigError(f"encoder 'hf:{config.model}': a {vision.model_type} model is not a vision model")
         states = model(torch.empty(1, 3, side, side, device="meta"), output_hidden_states=True).hidden_states
         if not -len(states) <= config.layer < len(states):
-            raise ConfigError(f"encoder 'hf:{config.model}' has {len(states)} hidden states: there is no layer {config.layer}")
+            raise ConfigError(
+                f"encoder 'hf:{config.model}' has {len(states)} hidden states: there is no layer {config.layer}"
+            )
         grid, prefix, width = _shape(states[config.layer], getattr(vision, "patch_size", None), side)
         return EncoderSpec(
             size=Size(side, side),
@@ -64,18 +74,18 @@ class HfEncoder(VisionEncoder):
             mean=tuple(images.get("image_mean", (0.5, 0.5, 0.5))),
             std=tuple(images.get("image_std", (0.5, 0.5, 0.5))),
             prefix=prefix,
-            architecture=architecture,
+            architecture=architecture | {UNUSED: unused_parameters(model, states[config.layer])},
         )
 
     def load_pretrained(self) -> Provenance | None:
         if self.config.weights == "none":
             return None
-        if self.config.weights != "hub":
-            raise ConfigError(f"encoder 'hf', option 'weights': '{self.config.weights}' is neither hub nor none")
         try:
             published = AutoModel.from_pretrained(self.config.model, dtype=torch.float32)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"weights of 'hf:{self.config.model}' cannot be read: {str(error).splitlines()[0]}") from error
+            raise ConfigError(
+                f"weights of 'hf:{self.config.model}' cannot be read: {str(error).splitlines()[0]}"
+            ) from error
         published = getattr(published, "vision_model", published)
         state, own = published.state_dict(), self.model.state_dict()
         prefix = "" if own.keys() <= state.keys() else "vision_model."
@@ -84,7 +94,7 @@ class HfEncoder(VisionEncoder):
 
     def forward(self, pixels_C3HW: Float[Tensor, "C 3 height width"]) -> Features:
         states = self.model(pixels_C3HW.to(self.model.dtype), output_hidden_states=True).hidden_states
-        features = states[self.config.layer]
+        features = with_zero_gradients(states[self.config.layer], self.model, self.spec.architecture[UNUSED])
         grid = self.spec.grid(self.spec.size)
         if features.ndim == 4:
             return Features(features.permute(0, 2, 3, 1).reshape(-1, self.spec.width), (grid,) * len(features))
@@ -98,7 +108,7 @@ class HfEncoder(VisionEncoder):
 
 
 def _vision_config(architecture: Mapping[str, Any]) -> PreTrainedConfig:
-    table = dict(architecture)
+    table = {name: value for name, value in architecture.items() if name != UNUSED}
     return AutoConfig.for_model(table.pop("model_type"), **table)
 
 
@@ -111,5 +121,6 @@ def _shape(features: Tensor, patch: int | None, side: int) -> tuple[Grid, int, i
     """Grid, prefix tokens and width of a square image's features."""
     if features.ndim == 4:
         return Grid(features.shape[2], features.shape[3]), 0, features.shape[1]
-    rows = side // patch if patch else round(features.shape[1] ** 0.5)
-    return Grid(rows, rows), features.shape[1] - rows * rows, features.shape[2]
+    count = features.shape[1]
+    rows = side // patch if patch and (side // patch) ** 2 <= count else isqrt(count)  # merging networks have fewer
+    return Grid(rows, rows), count - rows * rows, features.shape[2]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import timm
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from beni.config import PartConfig
 from beni.errors import ConfigError
 from beni.interfaces import Provenance, VisionEncoder
+from beni.nn.unused import unused_parameters, with_zero_gradients
 from beni.types import EncoderSpec, Features, Grid, Size
 from beni.weights import find_weights, load_weights, sha256
 
@@ -47,9 +49,11 @@ class TimmEncoder(VisionEncoder):
         try:
             features = model.forward_features(torch.empty(1, 3, side, side, device="meta"))
         except (RuntimeError, AssertionError, ValueError) as error:
-            raise ConfigError(f"encoder 'timm:{config.model}' does not take images of {side} pixels: {error}") from error
+            raise ConfigError(
+                f"encoder 'timm:{config.model}' does not take images of {side} pixels: {error}"
+            ) from error
         grid, prefix = _shape(model, features)
-        stride = next((s for s in range(1, side + 1) if side // s == grid.rows or -(-side // s) == grid.rows), side)
+        stride = _stride(model, side, grid.rows)
         return EncoderSpec(
             size=Size(side, side),
             stride=stride,
@@ -57,8 +61,11 @@ class TimmEncoder(VisionEncoder):
             mean=tuple(data["mean"]),
             std=tuple(data["std"]),
             prefix=prefix,
-            resample=data["interpolation"] if data["interpolation"] in ("bilinear", "bicubic", "lanczos") else "bicubic",
+            resample=data["interpolation"]
+            if data["interpolation"] in ("bilinear", "bicubic", "lanczos")
+            else "bicubic",
             partial=side // stride != grid.rows,
+            architecture={"unused": unused_parameters(model, features)},
         )
 
     def load_pretrained(self) -> Provenance | None:
@@ -67,26 +74,37 @@ class TimmEncoder(VisionEncoder):
         if self.config.weights == "hub":
             try:
                 pretrained = _create(self.config, pretrained=True)
-            except Exception as error:  # noqa: BLE001 - hub clients raise many types; each means: not to be had
+            except Exception as error:
                 raise ConfigError(
-                    f"the weights of timm:{self.config.model} cannot be fetched ({type(error).__name__}: {error}): connect "
-                    f"to the hub, or set --encoder.weights to a file, to package:NAME, or to none to start from scratch"
+                    f"the weights of timm:{self.config.model} cannot be fetched ({type(error).__name__}: {error}): "
+                    f"connect to the hub, or set --encoder.weights to a file, to package:NAME, or to none to start from scratch"
                 ) from error
             self._copy(pretrained)
             return Provenance(f"timm:{pretrained.pretrained_cfg.get('hf_hub_id') or self.config.model}")
         path = find_weights(self.config.weights)
         published = timm.create_model(self.config.model)  # with its classifier, as files hold it
         load_weights(published, path)
+        if self.config.size and _takes_img_size(self.config.model) and hasattr(published, "set_input_size"):
+            published.set_input_size(img_size=self.config.size)
         self._copy(published)
         return Provenance(self.config.weights, sha256(path))
 
     def _copy(self, published: nn.Module) -> None:
-        state = published.state_dict()
-        self.model.load_state_dict({name: state[name] for name in self.model.state_dict()})
+        """Take over what the published network has; what only the headless one has (a norm of its tokens) stays new."""
+        state, own = published.state_dict(), self.model.state_dict()
+        fitting = {name: value for name, value in state.items() if name in own}
+        wrong = [name for name, value in fitting.items() if value.shape != own[name].shape]
+        if wrong:
+            raise ConfigError(
+                f"the weights of timm:{self.config.model} do not fit an input of {self.config.size} pixels (first "
+                f"'{wrong[0]}'): leave --encoder.size at 0"
+            )
+        self.model.load_state_dict(fitting, strict=False)
 
     def forward(self, pixels_C3HW: Float[Tensor, "C 3 height width"]) -> Features:
         dtype = next(self.model.parameters()).dtype
         features = self.model.forward_features(pixels_C3HW.to(dtype))
+        features = with_zero_gradients(features, self.model, self.spec.architecture["unused"])
         grid = self.spec.grid(self.spec.size)
         if features.ndim == 4:
             features = _channels_last(features, self.spec.width)
@@ -100,14 +118,24 @@ class TimmEncoder(VisionEncoder):
 
 
 def _create(config: TimmConfig, pretrained: bool = False) -> nn.Module:
+    name = config.model.split(".")[0]
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models(), n=3)
+        raise ConfigError(f"timm has no model '{config.model}'{': similar are ' + ', '.join(close) if close else ''}")
     extra = {"img_size": config.size} if config.size and _takes_img_size(config.model) else {}
     try:
         return timm.create_model(config.model, pretrained=pretrained, num_classes=0, global_pool="", **extra)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         if pretrained:
             raise
-        close = timm.list_models(f"*{config.model.split('.')[0][:12]}*")[:3]
-        raise ConfigError(f"timm has no model '{config.model}'{': similar are ' + ', '.join(close) if close else ''}") from error
+        raise ConfigError(f"timm model '{config.model}' cannot be an encoder: {error}") from error
+
+
+def _stride(model: nn.Module, side: int, rows: int) -> int:
+    """Pixels per token: what timm says, if it explains the grid."""
+    info: Any = getattr(model, "feature_info", None) or [{}]
+    declared = info[-1].get("reduction", 0)
+    return declared if declared and rows in (side // declared, -(-side // declared)) else round(side / rows)
 
 
 def _takes_img_size(model: str) -> bool:
@@ -130,5 +158,7 @@ def _shape(model: nn.Module, features: Tensor) -> tuple[Grid, int]:
     count = features.shape[1] - prefix
     rows = round(count**0.5)
     if rows * rows != count:
-        raise ConfigError(f"timm model {type(model).__name__} returns {count} tokens for a square image: not a square grid")
+        raise ConfigError(
+            f"timm model {type(model).__name__} returns {count} tokens for a square image: not a square grid"
+        )
     return Grid(rows, rows), prefix

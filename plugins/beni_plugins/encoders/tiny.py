@@ -1,10 +1,12 @@
 """A small vision transformer with a convolutional stem, trained from scratch.
 
-The stem halves the image a few times with 3×3 convolutions, which see edges and colours long before a patch embedding of
-the same cost would (Xiao et al. 2021, arXiv 2106.14881); pre-norm attention blocks follow.
+Convolutions see edges and shapes long before a patch embedding of the same cost would (Xiao et al. 2021, arXiv
+2106.14881), so the stem halves the image with 3×3 convolutions and residual blocks; pre-norm attention blocks follow;
+last, neighbouring tokens are merged, so that the language model reads few of them.
+
+Shapes: C crops, N tokens, D width.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,49 +26,65 @@ from beni.types import EncoderSpec, Features, Size
 @dataclass(frozen=True, slots=True)
 class TinyEncoderConfig(PartConfig):
     size: int = 64
-    """Side of the square input in pixels; divisible by 2 to the number of stem widths."""
+    """Side of the square input in pixels; divisible by `merge` times 2 to the number of stem stages."""
     stem: tuple[int, ...] = (32, 64, 128)
-    """Channels of the stem's convolutions, each of which halves the image."""
+    """Channels of the stem's stages, each of which halves the image."""
+    blocks: tuple[int, ...] = (0, 1, 1)
+    """Residual blocks of two 3×3 convolutions behind each stage."""
     width: int = 128
     """Channels of the transformer and of the features."""
     layers: int = 2
     """Attention blocks."""
     heads: int = 4
     """Attention heads."""
+    merge: int = 1
+    """Tokens merged into one along each side, after the attention blocks; 1 keeps them all."""
 
     def __post_init__(self) -> None:
-        stride = 2 ** len(self.stem)
+        stride = self.stride
         if self.size % stride:
             near = max(stride, round(self.size / stride) * stride)
             raise ConfigError(f"encoder 'tiny', option 'size': {self.size} is not divisible by {stride}; {near} is")
-        if self.width % (4 * self.heads):
-            raise ConfigError(f"encoder 'tiny': width {self.width} is not divisible by 4 × heads = {4 * self.heads}")
+        if self.width % self.heads:
+            raise ConfigError(f"encoder 'tiny': width {self.width} is not divisible by heads {self.heads}")
+        if len(self.blocks) != len(self.stem):
+            raise ConfigError(f"encoder 'tiny': {len(self.stem)} stem stages need {len(self.stem)} numbers of blocks")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along a side."""
+        return self.merge * 2 ** len(self.stem)
 
 
 class TinyEncoder(VisionEncoder):
-    """Stem, fixed 2-D sine positions, attention blocks, final norm."""
+    """Stem, learned positions, attention blocks, merge, norm."""
 
     beni_api = 1
     Config = TinyEncoderConfig
 
     def __init__(self, config: Any, spec: EncoderSpec) -> None:
         super().__init__(config, spec)
-        stem: list[nn.Module] = []
+        stages: list[nn.Module] = []
         width = 3
-        for out in config.stem:
-            stem += [nn.Conv2d(width, out, 3, stride=2, padding=1, bias=False), nn.GroupNorm(max(1, out // 16), out), nn.GELU()]
+        for out, count in zip(config.stem, config.blocks, strict=True):
+            stages += [nn.Conv2d(width, out, 3, stride=2, padding=1, bias=False), _norm(out), nn.GELU()]
+            stages += [ConvBlock(out) for _ in range(count)]
             width = out
-        self.stem = nn.Sequential(*stem, nn.Conv2d(width, config.width, 1))
+        self.stem = nn.Sequential(*stages, nn.Conv2d(width, config.width, 1))
+        for module in self.stem.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        tokens = (spec.size.width // 2 ** len(config.stem)) ** 2
+        self.position_ND = nn.Parameter(0.02 * torch.randn(tokens, config.width))
         self.layers = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.merge = nn.Linear(config.merge**2 * config.width, config.width) if config.merge > 1 else nn.Identity()
         self.norm = nn.LayerNorm(config.width)
-        grid = spec.grid(spec.size)
-        self.register_buffer("position_ND", sine_positions(grid.rows, grid.cols, config.width))
 
     @classmethod
     def describe(cls, config: Any) -> EncoderSpec:
         return EncoderSpec(
             size=Size(config.size, config.size),
-            stride=2 ** len(config.stem),
+            stride=config.stride,
             width=config.width,
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
@@ -75,14 +93,30 @@ class TinyEncoder(VisionEncoder):
 
     def forward(self, pixels_C3HW: Float[Tensor, "C 3 height width"]) -> Features:
         x_CND = rearrange(self.stem(pixels_C3HW.to(self.norm.weight.dtype)), "c d h w -> c (h w) d")
-        x_CND = x_CND + self.position_ND.to(x_CND.dtype)
+        x_CND = x_CND + self.position_ND
         for block in self.layers:
             x_CND = block(x_CND)
-        grid = self.spec.grid(self.spec.size)
-        return Features(self.norm(x_CND).flatten(0, 1), (grid,) * len(x_CND))
+        grid, side = self.spec.grid(self.spec.size), self.config.merge
+        x_CND = rearrange(x_CND, "c (h p w q) d -> c (h w) (p q d)", h=grid.rows, w=grid.cols, p=side, q=side)
+        return Features(self.norm(self.merge(x_CND)).flatten(0, 1), (grid,) * len(x_CND))
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.layers)
+
+
+class ConvBlock(nn.Module):
+    """x + norm(conv(gelu(norm(conv(x))))); the last norm starts at zero, so the block starts as nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = _norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = _norm(width)
+        nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x: Float[Tensor, "C D height width"]) -> Float[Tensor, "C D height width"]:
+        return x + self.norm2(self.conv2(nn.functional.gelu(self.norm1(self.conv1(x)))))
 
 
 class Block(nn.Module):
@@ -103,15 +137,5 @@ class Block(nn.Module):
         return x_CND + self.mlp(self.norm2(x_CND))
 
 
-def sine_positions(rows: int, cols: int, width: int) -> Float[Tensor, "N D"]:
-    """Fixed 2-D positions: half of the channels encode the row, half the column (Vaswani et al. 2017, per axis)."""
-    quarter = width // 4
-    frequency = torch.exp(-math.log(10_000.0) * torch.arange(quarter) / quarter)
-
-    def axis(count: int) -> Tensor:
-        angle = torch.arange(count)[:, None] * frequency
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-    row = axis(rows)[:, None].expand(rows, cols, -1)
-    col = axis(cols)[None].expand(rows, cols, -1)
-    return torch.cat([row, col], dim=-1).reshape(rows * cols, width)
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(max(1, width // 16), width)

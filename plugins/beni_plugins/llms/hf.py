@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -42,11 +43,13 @@ class HfLanguageModel(LanguageModel):
             )
         except (OSError, ValueError) as error:
             raise self._missing(error) from error
+        if Path(self.config.model).is_dir():
+            return model, Provenance(self.config.model)
         commit = getattr(model.config, "_commit_hash", None)
         return model, Provenance(f"{self.config.model}@{commit or self.config.revision}")
 
     def _missing(self, error: Exception) -> ConfigError:
         return ConfigError(
-            f"language model '{self.config.model}' cannot be loaded: {str(error).splitlines()[0]} (an id needs the hub or "
-            f"its local cache; a folder needs config.json, weights and tokenizer files)"
+            f"language model '{self.config.model}' cannot be loaded: {str(error).splitlines()[0]} (an id needs the hub "
+            f"or its local cache; a folder needs config.json, weights and tokenizer files)"
         )

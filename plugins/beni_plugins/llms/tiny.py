@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from beni.config import PartConfig
 from beni.interfaces import LanguageModel, Provenance
@@ -23,12 +29,16 @@ CHAT = (
 class TinyLlamaConfig(PartConfig):
     width: int = 128
     """Channels."""
-    layers: int = 4
+    layers: int = 2
     """Decoder layers."""
     heads: int = 4
     """Attention heads."""
-    ff_width: int = 384
+    ff_width: int = 256
     """Hidden width of the SwiGLU feed-forward."""
+    init_std: float = 0.06
+    """Standard deviation of the initial weights."""
+    rope_theta: float = 1e6
+    """Base of the rotary positions: large, so that content decides more than distance."""
     vocabulary: int = 4096
     """Most entries of the vocabulary; it holds all bytes and the commonest pieces of the training texts."""
 
@@ -69,7 +79,8 @@ class TinyLlama(LanguageModel):
             num_hidden_layers=self.config.layers,
             num_attention_heads=self.config.heads,
             num_key_value_heads=self.config.heads,
-            initializer_range=self.config.width**-0.5,
+            initializer_range=self.config.init_std,
+            rope_parameters={"rope_type": "default", "rope_theta": self.config.rope_theta},
             max_position_embeddings=8192,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,

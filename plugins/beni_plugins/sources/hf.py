@@ -50,13 +50,13 @@ class HfDataset(Source):
     beni_api = 1
     Config = HfDatasetConfig
 
-    def split(self, name: str) -> Sequence[Sample] | None:
+    def split(self, name: str) -> "Rows | None":
         if not self.config.path:
             raise DataError("hf needs a dataset: write hf:ID, hf:FOLDER or hf:FILE")
         for known_as in {"val": ("val", "validation")}.get(name, (name,)):
             table = self._load(known_as)
             if table is not None:
-                return _Rows(table, self.config)
+                return Rows(table, self.config)
         return None
 
     def _load(self, split: str) -> datasets.Dataset | None:
@@ -75,7 +75,9 @@ class HfDataset(Source):
             raise DataError(f"hf:{self.config.path} cannot be read: {_first_line(error.__cause__ or error)}") from error
 
 
-class _Rows(Sequence[Sample]):
+class Rows(Sequence[Sample]):
+    """The rows of a table, each made a sample, and checked, when it is asked for."""
+
     def __init__(self, table: datasets.Dataset, config: HfDatasetConfig) -> None:
         self.config = config
         self.columns = {kind: _column(table, kind, getattr(config, kind)) for kind in USUAL}

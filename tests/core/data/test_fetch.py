@@ -128,7 +128,9 @@ def test_an_image_is_asked_for_once(server: Server, tmp_path: Path, picture: Mak
         ("page", 1, "text/html.*not in any image format"),
     ],
 )
-def test_failures_name_the_url_and_leave_nothing(server: Server, tmp_path: Path, name: str, times: int, said: str) -> None:
+def test_failures_name_the_url_and_leave_nothing(
+    server: Server, tmp_path: Path, name: str, times: int, said: str
+) -> None:
     ref = server.ref(name)
     with pytest.raises(ImageError, match=said) as caught:
         load_image(ref)

@@ -35,7 +35,9 @@ def claims(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff"])
@@ -65,7 +67,10 @@ def transparent_palette() -> Image.Image:
 GREY_16 = Image.fromarray(np.array([[0, 32768, 65535, 200]], dtype=np.uint16))
 MODES = {
     "palette": (encoded(transparent_palette(), "png"), {(0, 0): (255, 0, 0), (1, 1): (0, 0, 255)}),
-    "transparent palette": (encoded(transparent_palette(), "png", transparency=0), {(0, 0): (255,) * 3, (1, 1): (0, 0, 255)}),
+    "transparent palette": (
+        encoded(transparent_palette(), "png", transparency=0),
+        {(0, 0): (255,) * 3, (1, 1): (0, 0, 255)},
+    ),
     "RGBA": (encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0)), "png"), {(0, 0): (255,) * 3}),
     "half RGBA": (encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 51)), "png"), {(0, 0): (255, 204, 204)}),
     "LA": (encoded(Image.new("LA", (2, 2), (0, 0)), "png"), {(1, 1): (255,) * 3}),
@@ -74,9 +79,15 @@ MODES = {
         {(0, 0): (255,) * 3},
     ),
     "CMYK": (encoded(Image.new("CMYK", (2, 2), (0, 255, 255, 0)), "tiff"), {(0, 0): (255, 0, 0)}),
-    "16-bit grey": (encoded(GREY_16, "png"), {(0, 0): (0,) * 3, (1, 0): (127,) * 3, (2, 0): (255,) * 3, (3, 0): (0,) * 3}),
+    "16-bit grey": (
+        encoded(GREY_16, "png"),
+        {(0, 0): (0,) * 3, (1, 0): (127,) * 3, (2, 0): (255,) * 3, (3, 0): (0,) * 3},
+    ),
     "16-bit grey tiff": (encoded(GREY_16, "tiff"), {(1, 0): (127,) * 3, (2, 0): (255,) * 3}),
-    "float grey": (encoded(Image.fromarray(np.array([[0.0, 1.0, np.nan]], dtype=np.float32)), "tiff"), {(1, 0): (255,) * 3}),
+    "float grey": (
+        encoded(Image.fromarray(np.array([[0.0, 1.0, np.nan]], dtype=np.float32)), "tiff"),
+        {(1, 0): (255,) * 3},
+    ),
     "1-bit": (encoded(Image.new("1", (2, 2), 1), "png"), {(0, 0): (255,) * 3}),
     "grey": (encoded(Image.new("L", (2, 2), 77), "png"), {(0, 0): (77,) * 3}),
     "animated": (
@@ -158,10 +169,14 @@ def test_a_source_that_tells_a_wrong_size_is_caught(picture: MakePicture) -> Non
 def test_draw_squash_is_a_resize(picture: MakePicture) -> None:
     image = load_image(picture(3))
     crop = Crop(Size(8, 8), Box.of(Size(24, 16)), Box(0, 0, 8, 8))
-    assert draw(image, crop, (1, 2, 3), "bilinear").tobytes() == image.resize((8, 8), Image.Resampling.BILINEAR).tobytes()
+    assert (
+        draw(image, crop, (1, 2, 3), "bilinear").tobytes() == image.resize((8, 8), Image.Resampling.BILINEAR).tobytes()
+    )
 
 
-@pytest.mark.parametrize(("size", "valid"), [((40, 20), Box(0, 2, 8, 6)), ((20, 40), Box(2, 0, 6, 8)), ((1, 5000), Box(3, 0, 4, 8))])
+@pytest.mark.parametrize(
+    ("size", "valid"), [((40, 20), Box(0, 2, 8, 6)), ((20, 40), Box(2, 0, 6, 8)), ((1, 5000), Box(3, 0, 4, 8))]
+)
 def test_draw_pads_with_the_mean_colour_around_the_valid_part(size: tuple[int, int], valid: Box) -> None:
     image = Image.new("RGB", size, (200, 10, 10))
     colour = mean_colour(SPEC)

@@ -16,7 +16,9 @@ IDEFICS2_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 def reference_name(name: str) -> str:
     """Idefics2's attention is a module of its own; everything else is named as in the references."""
     parts = name.split(".")
-    return ".".join([*parts[:-2], "self_attn", *parts[-2:]]) if parts[-2:-1] and parts[-2] in IDEFICS2_ATTENTION else name
+    return (
+        ".".join([*parts[:-2], "self_attn", *parts[-2:]]) if parts[-2:-1] and parts[-2] in IDEFICS2_ATTENTION else name
+    )
 
 
 def perceiver(width: int, out: int = 0, **options: Any) -> Perceiver:

@@ -32,7 +32,9 @@ def immediate(media: torch.Tensor, locations: torch.Tensor) -> FusionContext:
 
 
 def test_reference_numbers() -> None:
-    block = fill(GatedCrossAttentionBlock(CrossAttentionConfig(heads=2, head_width=4, ff_multiple=2), 8, 6), reference_name)
+    block = fill(
+        GatedCrossAttentionBlock(CrossAttentionConfig(heads=2, head_width=4, ff_multiple=2), 8, 6), reference_name
+    )
     context = immediate(det((1, 2, 3, 6), 54), torch.tensor([[0, 1, 0, 0, 1, 0]]))
     assert_numbers(
         block(det((1, 6, 8), 53), context),

@@ -1,0 +1,59 @@
+"""Weight files: read safely, loaded by name or by order, refused with the first tensor that does not fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from beni.errors import ConfigError
+from beni.weights import find_weights, load_weights, package_file, read_state_dict
+
+
+def test_by_name_and_by_order(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source, by_name, by_order = (nn.Linear(3, 2) for _ in range(3))
+    save_file(source.state_dict(), tmp_path / "named.safetensors")
+    load_weights(by_name, tmp_path / "named.safetensors")
+    torch.save({f"net.{k}": v for k, v in source.state_dict().items()}, tmp_path / "ported.pth")
+    load_weights(by_order, tmp_path / "ported.pth")
+    for net in (by_name, by_order):
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), source.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"weight": torch.zeros(2, 3)}, "1 tensors, first 'bias'"),
+        ({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}, "first 'weight'"),
+        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "more": torch.zeros(1)}, "first 'more'"),
+        ({"b": torch.zeros(2), "w": torch.zeros(2, 3)}, "2 tensors, first 'weight'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, state: dict[str, torch.Tensor], said: str) -> None:
+    torch.save(state, tmp_path / "a.pt")
+    net = nn.Linear(3, 2)
+    before = net.weight.clone()
+    with pytest.raises(ConfigError, match=said):
+        load_weights(net, tmp_path / "a.pt")
+    assert torch.equal(net.weight, before)
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"nonsense")
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    torch.save({"a": Path("code")}, tmp_path / "code.pt")
+    for name in ("a.safetensors", "list.pt", "code.pt"):
+        with pytest.raises(ConfigError, match=name):
+            read_state_dict(tmp_path / name)
+
+
+def test_references(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").touch()
+    assert find_weights(str(tmp_path / "a.pt")) == tmp_path / "a.pt"
+    for wrong in ("gone.pt", str(tmp_path), "package:no-package-of-this-name"):
+        with pytest.raises(ConfigError):
+            find_weights(wrong)
+    with pytest.raises(ConfigError, match="holds 0 files"):
+        package_file("einops", (".safetensors",))

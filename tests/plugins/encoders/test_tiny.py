@@ -1,0 +1,48 @@
+"""The encoder that trains from scratch."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from beni.errors import ConfigError
+from beni_plugins.encoders.tiny import TinyEncoder, TinyEncoderConfig
+from tests.plugins.encoders.contract import assert_keeps_promises
+
+SMALL: dict[str, Any] = {"size": 32, "stem": (8, 16), "blocks": (1, 0), "width": 24, "layers": 1, "heads": 3}
+
+
+@pytest.mark.parametrize("options", [{}, SMALL, SMALL | {"merge": 1}, SMALL | {"layers": 0}])
+def test_keeps_what_it_describes(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    config = TinyEncoderConfig(**options)
+    encoder = TinyEncoder(config, TinyEncoder.describe(config))
+    assert encoder.load_pretrained() is None
+    assert_keeps_promises(encoder)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (SMALL | {"size": 60}, r"60 is not divisible by 8; 64 is"),
+        (SMALL | {"heads": 5}, "not divisible by heads 5"),
+        (SMALL | {"blocks": (1,)}, "2 numbers of blocks"),
+    ],
+)
+def test_sizes_that_do_not_fit(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        TinyEncoderConfig(**options)
+
+
+def test_merged_tokens_hold_neighbours() -> None:
+    """A token's features change most with the pixels of its own square."""
+    config = TinyEncoderConfig(**SMALL | {"layers": 0, "blocks": (0, 0)})
+    torch.manual_seed(0)
+    encoder = TinyEncoder(config, TinyEncoder.describe(config)).eval()
+    grid = encoder.spec.grid(encoder.spec.size)
+    pixels = torch.zeros(1, 3, 32, 32)
+    lit = pixels.clone()
+    lit[..., 20, 12] = 5.0  # row 2, column 1 of squares of 8 pixels
+    with torch.no_grad():
+        change = (encoder(lit).tokens_ND - encoder(pixels).tokens_ND).norm(dim=1).view(grid)
+    assert divmod(int(change.argmax()), grid.cols) == (2, 1)

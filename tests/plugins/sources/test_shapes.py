@@ -1,0 +1,199 @@
+"""The shapes: right answers, nothing to guess, and pairs that training never shows."""
+
+import io
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beni.errors import ConfigError
+from beni.sample import Sample
+from beni_plugins.sources.shapes import COLOURS, QUESTIONS, SHAPES, UNSEEN, Item, Shapes, ShapesConfig, scene
+
+CONFIG = ShapesConfig()
+SPLITS = ("train", "val", "test", "unseen")
+PLURALS = {f"{shape}s" if shape != "cross" else "crosses": shape for shape in SHAPES}
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, Sequence[Sample]]:
+    """All splits at their default sizes."""
+    made = {name: Shapes(CONFIG).split(name) for name in SPLITS}
+    return {name: samples for name, samples in made.items() if samples is not None}
+
+
+@pytest.fixture(scope="module")
+def scenes() -> dict[str, list[list[Item]]]:
+    sizes = {"train": 5000, "val": 500, "test": 1000, "unseen": 1000}
+    return {name: [scene(CONFIG, name, number)[0] for number in range(size)] for name, size in sizes.items()}
+
+
+def number_of(sample: Sample) -> int:
+    return int(sample.id.split("-")[1])
+
+
+def answer_from(items: Sequence[Item], question: str) -> str:
+    """The answer, read off the scene by somebody who has not seen the generator; asserts that there is exactly one."""
+    if match := re.fullmatch(r"what color is the (\w+)\?", question):
+        [item] = [i for i in items if i.shape == match[1]]
+        return item.colour
+    if match := re.fullmatch(r"what shape is the (\w+) object\?", question):
+        [item] = [i for i in items if i.colour == match[1]]
+        return item.shape
+    if question == "how many objects are there?":
+        return str(len(items))
+    if match := re.fullmatch(r"how many (\w+) objects are there\?", question):
+        return str(sum(i.colour == match[1] for i in items))
+    if match := re.fullmatch(r"how many (\w+) are there\?", question):
+        return str(sum(i.shape == PLURALS[match[1]] for i in items))
+    if match := re.fullmatch(r"is there an? (\w+) (\w+)\?", question):
+        return "yes" if any((i.colour, i.shape) == match.groups() for i in items) else "no"
+    match = re.fullmatch(r"is the (\w+) (\w+) (left of|right of|above|below) the (\w+) (\w+)\?", question)
+    assert match is not None, question
+    [a] = [i for i in items if (i.colour, i.shape) == (match[1], match[2])]
+    [b] = [i for i in items if (i.colour, i.shape) == (match[4], match[5])]
+    low, high = {"left of": (a.x, b.x), "right of": (b.x, a.x), "above": (a.y, b.y), "below": (b.y, a.y)}[match[3]]
+    across = (a.y, b.y) if match[3] in ("left of", "right of") else (a.x, b.x)
+    assert abs(high - low) > (a.side + b.side) / 2 + 0.9  # a gap between them on the axis that is asked about
+    assert abs(high - low) >= abs(across[0] - across[1])
+    return "yes" if low < high else "no"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_answers_follow_from_the_scene(
+    split: str, splits: dict[str, Sequence[Sample]], scenes: dict[str, list[list[Item]]]
+) -> None:
+    for sample in splits[split]:
+        assert answer_from(scenes[split][number_of(sample)], sample.question) == sample.answer, sample.id
+
+
+def test_every_type_is_asked_often(splits: dict[str, Sequence[Sample]]) -> None:
+    assert len(QUESTIONS) >= 5
+    for samples in splits.values():
+        counts = Counter(sample.tags["type"] for sample in samples)
+        assert set(counts) == set(QUESTIONS)
+        assert min(counts.values()) > 0.1 * len(samples)
+    assert len(splits["unseen"]) >= 2000
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_held_out_pairs_are_in_unseen_only(
+    split: str, splits: dict[str, Sequence[Sample]], scenes: dict[str, list[list[Item]]]
+) -> None:
+    for items in scenes[split]:
+        assert any((i.colour, i.shape) in UNSEEN for i in items) == (split == "unseen")
+    for sample in splits[split]:
+        asked = set(re.findall(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", sample.question))
+        if split != "unseen":
+            assert not asked & UNSEEN
+    assert {colour for colour, _ in UNSEEN} == set(COLOURS) and {shape for _, shape in UNSEEN} == set(SHAPES)
+    shown = {(i.colour, i.shape) for items in scenes["train"] for i in items}
+    assert len(shown) == len(COLOURS) * len(SHAPES) - len(UNSEEN)
+
+
+def test_every_question_of_unseen_is_about_a_held_out_pair(
+    splits: dict[str, Sequence[Sample]], scenes: dict[str, list[list[Item]]]
+) -> None:
+    for sample in splits["unseen"]:
+        question, items = sample.question, scenes["unseen"][number_of(sample)]
+        asked = set(re.findall(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", question))
+        if asked:  # existence and relation name it
+            assert asked & UNSEEN, sample.id
+            continue
+        words = {PLURALS.get(word, word) for word in re.findall(r"\w+", question)}
+        meant = [i for i in items if i.colour in words or i.shape in words] or items
+        assert any((i.colour, i.shape) in UNSEEN for i in meant), sample.id
+
+
+def blind_rates(train: Sequence[Sample], judged: Sequence[Sample]) -> dict[str, float]:
+    """Accuracy per type of the commonest training answer to the same words (to the same type, for unknown words)."""
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    by_type: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in train:
+        by_text[sample.question][sample.answer] += 1
+        by_type[sample.tags["type"]][sample.answer] += 1
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for sample in judged:
+        known = by_text.get(sample.question) or by_type[sample.tags["type"]]
+        hits[sample.tags["type"]].append(known.most_common(1)[0][0] == sample.answer)
+    return {kind: float(np.mean(found)) for kind, found in hits.items()}
+
+
+@pytest.mark.parametrize("split", ["test", "unseen"])
+def test_nothing_can_be_guessed(split: str, splits: dict[str, Sequence[Sample]]) -> None:
+    rates = blind_rates(splits["train"], splits[split])
+    assert set(rates) == set(QUESTIONS) and max(rates.values()) <= 0.55, rates
+
+
+def covered(shape: str, dx: np.ndarray, dy: np.ndarray, r: float) -> np.ndarray:
+    """Which offsets from its centre a shape of radius r covers."""
+    return {
+        "circle": dx**2 + dy**2 <= r**2,
+        "square": np.maximum(abs(dx), abs(dy)) <= r,
+        "triangle": (abs(dy) <= r) & (abs(dx) <= (dy + r) / 2),
+        "diamond": abs(dx) + abs(dy) <= r,
+        "cross": (np.minimum(abs(dx), abs(dy)) <= r / 3) & (np.maximum(abs(dx), abs(dy)) <= r),
+    }[shape]
+
+
+def test_pictures_show_the_scene(splits: dict[str, Sequence[Sample]], scenes: dict[str, list[list[Item]]]) -> None:
+    """From the pixels alone, the nearest colour and the best overlapping outline are the object's, by a margin."""
+    palette = np.array(list(COLOURS.values()))
+    centres = np.arange(64) + 0.5
+    for sample in splits["test"][::23]:
+        pixels = np.asarray(Image.open(io.BytesIO(sample.images[0].data)), dtype=float)
+        assert pixels.shape == (64, 64, 3) and sample.images[0].size == (64, 64)
+        for item in scenes["test"][number_of(sample)]:
+            colour = pixels[int(item.y), int(item.x)]
+            away = np.sort(((palette - colour) ** 2).sum(1) ** 0.5)
+            assert (
+                list(COLOURS)[int(((palette - colour) ** 2).sum(1).argmin())] == item.colour and away[1] > 2 * away[0]
+            )
+            dx, dy = centres[None] - item.x, centres[:, None] - item.y
+            near = np.maximum(abs(dx), abs(dy)) <= item.side / 2
+            painted = near & (((pixels - colour) ** 2).sum(2) < ((pixels - pixels[0, 0]) ** 2).sum(2))
+            overlap = {}
+            for shape in SHAPES:
+                there = covered(shape, dx, dy, item.side / 2)
+                overlap[shape] = (there & painted).sum() / (there | painted).sum()
+            second, best = sorted(overlap.values())[-2:]
+            assert overlap[item.shape] == best > second + 0.1, (sample.id, item, overlap)
+
+
+def test_objects_do_not_touch(scenes: dict[str, list[list[Item]]]) -> None:
+    for items in scenes["test"] + scenes["unseen"]:
+        assert 1 <= len(items) <= 6
+        for n, a in enumerate(items):
+            assert a.side / 2 < min(a.x, a.y, 64 - a.x, 64 - a.y)
+            assert all(max(abs(a.x - b.x), abs(a.y - b.y)) >= (a.side + b.side) / 2 + 1 for b in items[:n])
+
+
+def test_the_seed_makes_the_data() -> None:
+    def made(seed: int, split: str = "test") -> list[tuple[str, str, bytes]]:
+        samples = Shapes(ShapesConfig(images=20, seed=seed)).split(split) or []
+        return [(s.question, s.answer, s.images[0].data) for s in samples]
+
+    assert made(0) == made(0) != made(1)
+    assert not {data for *_, data in made(0)} & {data for *_, data in made(0, "train")}
+    few = made(0, "train")
+    assert (
+        few
+        == [(s.question, s.answer, s.images[0].data) for s in (Shapes(ShapesConfig(images=40)).split("train") or [])][
+            : len(few)
+        ]
+    )
+
+
+def test_one_picture_is_one_image(splits: dict[str, Sequence[Sample]]) -> None:
+    """Questions about a picture share its bytes, so that they can share its tokens."""
+    assert len({id(sample.images[0].data) for sample in splits["val"]}) == 500
+
+
+def test_options_that_cannot_be_drawn_are_refused() -> None:
+    for options in ({"largest": 30}, {"smallest": 2}, {"most": 9}, {"images": 0}, {"seed": -1}):
+        with pytest.raises(ConfigError, match="source 'shapes'"):
+            ShapesConfig(**options)
+    assert Shapes(CONFIG).split("dev") is None and Shapes.eval_splits == ("test", "unseen")
