@@ -103,17 +103,6 @@ class VisionEncoder(nn.Module, ABC):
         """Fill in published weights, if the config names any; None where training starts from scratch."""
         return None
 
-    def train(self, mode: bool = True) -> "VisionEncoder":
-        """As for any module, except that batch norms keep to the statistics they were loaded with.
-
-        A crop's features must not depend on what else is in the row.
-        """
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
-
     def blocks(self) -> Sequence[nn.Module]:
         """The modules that are sharded one by one."""
         return ()

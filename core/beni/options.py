@@ -72,6 +72,8 @@ class OptimConfig:
     """Peak learning rate of parts that start from random weights."""
     lr_pretrained: float = 2e-5
     """Peak learning rate of parts that were loaded and are trained on."""
+    gate_speed: float = 20.0
+    """How many times faster gates (parameters of one number) learn: their scale is 1, that of weights about 1/√width."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.05
@@ -84,7 +86,7 @@ class OptimConfig:
     """Parts to train: encoder, encoder.KEY, connector, fusion, llm. By default those that start from random weights."""
 
     def __post_init__(self) -> None:
-        _within(self, steps=(0, inf), epochs=(POSITIVE, inf), lr=(0, inf), lr_pretrained=(0, inf))
+        _within(self, steps=(0, inf), epochs=(POSITIVE, inf), lr=(0, inf), lr_pretrained=(0, inf), gate_speed=(0, inf))
         _within(self, warmup=(0, 1), weight_decay=(0, inf), clip=(POSITIVE, inf))
 
 

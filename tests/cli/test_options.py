@@ -62,7 +62,7 @@ def test_the_command_line_overrides_the_file(file: Path) -> None:
 def test_another_part_drops_the_options_of_the_files_part(file: Path) -> None:
     assert run(f"--config {file} --connector mlp").connector == run("--connector mlp").connector
     again = run(f"--config={file} --connector=perceiver").connector.config
-    assert again.num_latents == 64  # type: ignore[attr-defined]  # named anew: its own defaults
+    assert again.num_latents == 32  # type: ignore[attr-defined]  # named anew: its own defaults
     assert list(run(f"--config {file} --encoder tiny").encoders) == ["main"]
 
 

@@ -125,6 +125,17 @@ def test_the_training_hash_says_what_is_learned() -> None:
     assert len({same, *different}) == 6
 
 
+def test_whole_defaults_of_floats_do_not_change_the_hash(tmp_path: Path) -> None:
+    (tmp_path / "part.py").write_text(
+        "from dataclasses import dataclass\nfrom beni.config import PartConfig\n"
+        "@dataclass(frozen=True, slots=True)\nclass PC(PartConfig):\n    x: float = 1\n"
+        "class Part:\n    beni_api = 1\n    Config = PC\n"
+    )
+    config = run_config_from_dict({"view": {"name": f"{tmp_path / 'part.py'}:Part"}})
+    again = run_config_from_dict(config.to_dict())
+    assert again.training_hash() == config.training_hash()
+
+
 def test_what_stands_behind_a_colon() -> None:
     assert choose("encoder", "timm:resnet18").config.model == "resnet18"  # type: ignore[attr-defined]
     assert choose("encoder", "timm:resnet18", {"model": "other"}).config.model == "other"  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """Weight files: read safely, loaded by name or by order, refused with the first tensor that does not fit."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,24 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, state: dict[str, torch.Ten
     assert torch.equal(net.weight, before)
 
 
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"nonsense")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    torch.save({"a": Path("code")}, tmp_path / "code.pt")
+    torch.save({"a": Trap(tmp_path / "sprung")}, tmp_path / "code.pt")
     for name in ("a.safetensors", "list.pt", "code.pt"):
         with pytest.raises(ConfigError, match=name):
             read_state_dict(tmp_path / name)
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_references(tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def test_the_cache_changes_nothing(built: Built) -> None:
     torch.testing.assert_close(cached, fresh, rtol=1e-4, atol=1e-4)
 
 
+def test_images_are_encoded_once(built: Built) -> None:
+    """However many tokens, beams and rows: every distinct image goes through the encoder one time."""
+    crops: list[int] = []
+    hook = built.model.encoders["main"].register_forward_pre_hook(lambda module, args: crops.append(len(args[0])))
+    generate(built, inputs(built, CONVERSATIONS), num_beams=2)
+    hook.remove()
+    assert crops == [len({image.key for sample in CONVERSATIONS for image in sample.images})]
+
+
 def test_decoding_sees_the_images(built: Built) -> None:
     """What is decoded behind the prompt equals a forward pass over the whole text, images included."""
     batch = inputs(built, CONVERSATIONS)

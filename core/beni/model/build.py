@@ -109,7 +109,8 @@ def forget_paths(config: BeniConfig) -> None:
 
     for kind in ("encoders", "connector", "fusion", "view"):
         setattr(config, kind, portable(getattr(config, kind)))
-    config.text_config._name_or_path = portable(config.text_config._name_or_path)
+    text = config.get_text_config()
+    text._name_or_path = portable(text._name_or_path)
 
 
 def describe(encoders: Mapping[str, Part]) -> dict[str, EncoderSpec]:
@@ -132,7 +133,7 @@ def check_fusion(fusion: type, part: Part, llm: PreTrainedModel) -> None:
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, fusion: type, part: Part) -> tuple[list[int], int, int]:
-    """Add the tokens the model needs: (ids with embeddings of their own, how many are predicted, visual positions' id)."""
+    """Add the tokens the model needs: (ids with own embeddings, how many are predicted, id of visual positions)."""
     new: list[str] = []
     if tokenizer.eos_token_id is None:
         tokenizer.add_special_tokens({"eos_token": END})
@@ -141,8 +142,8 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, fusion: type, part: Part) ->
     new += part.config.new_tokens  # type: ignore[attr-defined]
     marks = [*part.config.new_tokens, VISUAL_MARK]  # type: ignore[attr-defined]
     tokenizer.add_special_tokens({"extra_special_tokens": marks}, replace_extra_special_tokens=False)
-    ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in new]  # type: ignore[arg-type]
-    return ids, predicted, int(tokenizer.convert_tokens_to_ids(VISUAL_MARK))  # type: ignore[arg-type]
+    ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in new]
+    return ids, predicted, int(tokenizer.convert_tokens_to_ids(VISUAL_MARK))
 
 
 def _stop_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -64,7 +64,7 @@ def attach(llm: PreTrainedModel, inserts: Mapping[int, Insert]) -> None:
             raise IncompatiblePartsError(f"the fusion wants decoder layer {index}, the LLM has {len(layers)}")
         layer = layers[index]
         layer.__dict__["fusion_insert"] = insert  # not registered: the fusion owns the block
-        layer.__class__ = _with_insert(type(layer))
+        layer.__class__ = _with_insert(type(layer))  # type: ignore[arg-type]
 
 
 @cache
@@ -139,8 +139,8 @@ class NewTokens(nn.Module):
 
     def embed(self, ids: Int[Tensor, "*batch"], table: nn.Module) -> Float[Tensor, "*batch D"]:
         """Embeddings of ids, from the LLM's table or from here."""
-        size = table.num_embeddings  # type: ignore[union-attr]
-        embeds = table(ids.clamp(max=size - 1))  # type: ignore[operator]
+        size: Any = table.num_embeddings
+        embeds = table(ids.clamp(max=size - 1))
         if self.weight is not None:
             for row, token in zip(self.weight, self.ids, strict=True):
                 embeds = torch.where((ids == token)[..., None], row.to(embeds.dtype), embeds)

@@ -29,6 +29,7 @@ from beni.model.config import BeniConfig
 from beni.model.llm import NewTokens, attach, decoder_layers, use_packed_attention
 from beni.model.loss import summed_cross_entropy
 from beni.model.placement import layouts_of, place_padded
+from beni.nn.norms import hold_batch_norms
 from beni.nn.plan import plan_cross
 from beni.types import VisualTokens
 
@@ -69,6 +70,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.encoders = nn.ModuleDict(
             {key: load("encoder", p)(p.config, specs[key]) for key, p in config.encoder_parts().items()}
         )
+        hold_batch_norms(self.encoders)
         self.llm: PreTrainedModel = llm or AutoModelForCausalLM.from_config(config.text_config)
         use_packed_attention(self.llm)
         embedding = self.llm.get_input_embeddings()
@@ -84,17 +86,15 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.generation_config = GenerationConfig(
             eos_token_id=config.stop_token_ids or None,
             pad_token_id=(config.stop_token_ids or [0])[0],
-            suppress_tokens=[
-                config.image_token_id,
-                *config.new_token_ids[config.predicted_tokens :],
-            ],  # places, not words
+            suppress_tokens=[config.image_token_id, *config.new_token_ids[config.predicted_tokens :]],  # not words
         )
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Parts initialise themselves; only buffers that no checkpoint holds are made again after a meta build."""
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+        again = getattr(module, "init_non_persistent_buffers", None)  # timm's name for it
+        if callable(again):
+            again()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.get_input_embeddings()

@@ -40,17 +40,17 @@ class BeniProcessor(ProcessorMixin):
         self.image_token = IMAGE_MARK
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "BeniProcessor":  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "BeniProcessor":
         """Load from a saved model: its tokenizer, and its config for everything else."""
         config = BeniConfig.from_pretrained(pretrained_model_name_or_path)
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path)
         return cls(tokenizer, composer_of(config, tokenizer))
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save the tokenizer; everything else is in the model's config."""
         return list(self.tokenizer.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs))
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         images: Picture | Sequence[Any] | None = None,
         text: str | Sequence[str] | None = None,

@@ -1,6 +1,6 @@
 """Parameters that features do not depend on: layers behind the chosen one, pooling heads, mask tokens.
 
-They belong to the published network and are kept with it. Whoever trains the part expects a gradient for each of its parameters,
+They belong to the network and are kept with it. Whoever trains the part expects a gradient for each of its parameters,
 on every process and in every step: these get zeros.
 """
 

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,19 +89,21 @@ def apply(model: BeniForConditionalGeneration, table: Iterable[FreezeRow]) -> No
 
 
 def parameter_groups(
-    model: BeniForConditionalGeneration, table: Iterable[FreezeRow], weight_decay: float
-) -> list[dict[str, object]]:
-    """Optimizer groups: per part, weight matrices with decay and everything else (norms, biases, gates, latents,
-    embeddings) without."""
+    model: BeniForConditionalGeneration, table: Iterable[FreezeRow], optim: OptimConfig
+) -> list[dict[str, Any]]:
+    """Optimizer groups: per part, weight matrices with decay, everything else (norms, biases, latents, embeddings)
+    without, and gates, which learn faster."""
     decayed = _decayed(model)
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    lr = {row.part: row.lr for row in table}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((part_of(name), id(parameter) in decayed), []).append(parameter)
-    lr = {row.part: row.lr for row in table}
+            peak = lr[part_of(name)] * (optim.gate_speed if parameter.numel() == 1 else 1.0)
+            decay = optim.weight_decay if id(parameter) in decayed else 0.0
+            groups.setdefault((peak, decay), []).append(parameter)
     return [
-        {"params": params, "lr": lr[part], "peak_lr": lr[part], "weight_decay": weight_decay * decay, "part": part}
-        for (part, decay), params in groups.items()
+        {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay}
+        for (peak, decay), parameters in groups.items()
     ]
 
 

@@ -108,7 +108,7 @@ def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position]:
     config, procs, model = run.config, run.processes, run.built.model
     parallelize(model, procs)
     freeze.apply(model, run.table)
-    groups = freeze.parameter_groups(model, run.table, config.optim.weight_decay)
+    groups = freeze.parameter_groups(model, run.table, config.optim)
     optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
     facts = _facts(run)
     position = Position()

@@ -1,8 +1,8 @@
 """Perceiver resamplers: a fixed number of learned latents attends to however many tokens a crop has.
 
 References: `flamingo` mlfoundations/open_flamingo, open_flamingo/src/helpers.py (PerceiverResampler);
-`idefics2` transformers, models/idefics2/modeling_idefics2.py (Idefics2Connector). That reference initialises its latents
-to ones, so that all of them stay the same vector for ever; here they start different in both variants.
+`idefics2` transformers, models/idefics2/modeling_idefics2.py (Idefics2Connector). The latter starts from latents of
+ones, so that all of them stay the same vector for ever; here they start different in both variants.
 
 Shapes: C crops, N tokens of a crop, Q latents, D width.
 """
@@ -10,7 +10,7 @@ Shapes: C crops, N tokens of a crop, Q latents, D width.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -26,16 +26,16 @@ from beni.types import EncoderSpec, Features, Grid
 class PerceiverConfig(ConnectorConfig):
     variant: Literal["flamingo", "idefics2"] = "flamingo"
     """flamingo: LayerNorm and GELU in the encoder's width; idefics2: projected first, RMSNorm, SwiGLU and GQA."""
-    num_latents: int = 64
-    """Visual tokens per crop."""
+    num_latents: int = 32
+    """Visual tokens per crop; 64 in the references."""
     depth: int = 2
     """Layers."""
-    heads: int = 8
-    """Attention heads."""
-    kv_heads: int = 4
+    heads: int = 4
+    """Attention heads; 8 in Flamingo, 16 in idefics2."""
+    kv_heads: int = 2
     """Key and value heads, idefics2 only; divides `heads`."""
-    head_width: int = 64
-    """Channels per head; the reference of idefics2 has 96."""
+    head_width: int = 32
+    """Channels per head; 64 in Flamingo, 96 in idefics2."""
     ff_multiple: int = 4
     """Width of the feed-forward in multiples of the latents' width."""
     projection_width: int = 0
@@ -99,7 +99,8 @@ class FlamingoResampler(nn.Module):
 
     def forward(self, x_CND: Float[Tensor, "C N D"]) -> Float[Tensor, "C Q D"]:
         latents_CQD = self.latents.expand(len(x_CND), -1, -1)
-        for attention, feed_forward in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attention, feed_forward = cast(nn.ModuleList, layer)
             latents_CQD = latents_CQD + attention(x_CND, latents_CQD)
             latents_CQD = latents_CQD + feed_forward(latents_CQD)
         return self.norm(latents_CQD)

@@ -38,7 +38,7 @@ class TimmEncoder(VisionEncoder):
 
     def __init__(self, config: Any, spec: EncoderSpec) -> None:
         super().__init__(config, spec)
-        self.model = _create(config)
+        self.model: Any = _create(config)
 
     @classmethod
     def describe(cls, config: Any) -> EncoderSpec:
@@ -77,12 +77,12 @@ class TimmEncoder(VisionEncoder):
             except Exception as error:
                 raise ConfigError(
                     f"the weights of timm:{self.config.model} cannot be fetched ({type(error).__name__}: {error}): "
-                    f"connect to the hub, or set --encoder.weights to a file, to package:NAME, or to none to start from scratch"
+                    f"connect to the hub, or set --encoder.weights to a file, to package:NAME, or to none for new ones"
                 ) from error
             self._copy(pretrained)
             return Provenance(f"timm:{pretrained.pretrained_cfg.get('hf_hub_id') or self.config.model}")
         path = find_weights(self.config.weights)
-        published = timm.create_model(self.config.model)  # with its classifier, as files hold it
+        published: Any = timm.create_model(self.config.model)  # with its classifier, as files hold it
         load_weights(published, path)
         if self.config.size and _takes_img_size(self.config.model) and hasattr(published, "set_input_size"):
             published.set_input_size(img_size=self.config.size)
@@ -117,7 +117,7 @@ class TimmEncoder(VisionEncoder):
         return list(blocks) if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else ()
 
 
-def _create(config: TimmConfig, pretrained: bool = False) -> nn.Module:
+def _create(config: TimmConfig, pretrained: bool = False) -> Any:
     name = config.model.split(".")[0]
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=3)

@@ -27,10 +27,10 @@ from beni.types import ImageLayout
 class CrossAttentionConfig(FusionConfig):
     every: int = 1
     """A block before every n-th decoder layer: before layer i where i + 1 is divisible by n."""
-    heads: int = 8
-    """Attention heads."""
-    head_width: int = 64
-    """Channels per head."""
+    heads: int = 4
+    """Attention heads; 8 in the reference."""
+    head_width: int = 32
+    """Channels per head; 64 in the reference."""
     ff_multiple: int = 4
     """Width of the feed-forward in multiples of the LLM's width."""
 

@@ -83,6 +83,7 @@ MODES = {
         encoded(GREY_16, "png"),
         {(0, 0): (0,) * 3, (1, 0): (127,) * 3, (2, 0): (255,) * 3, (3, 0): (0,) * 3},
     ),
+    "dark 16-bit grey": (encoded(Image.fromarray(np.array([[255]], dtype=np.uint16)), "png"), {(0, 0): (0,) * 3}),
     "16-bit grey tiff": (encoded(GREY_16, "tiff"), {(1, 0): (127,) * 3, (2, 0): (255,) * 3}),
     "float grey": (
         encoded(Image.fromarray(np.array([[0.0, 1.0, np.nan]], dtype=np.float32)), "tiff"),
@@ -217,6 +218,7 @@ def test_jitter_moves_a_little_and_is_decided_by_its_generator(picture: MakePict
         box = ImageOps.invert(jitter(spot, 0.1, np.random.default_rng(seed)).convert("L")).getbbox()
         assert box is not None  # the object stays in the picture, near where it was
         assert abs((box[0] + box[2]) / 2 - 50) <= 13 and abs((box[1] + box[3]) / 2 - 50) <= 13
+        assert 9 <= box[2] - box[0] <= 13 and 9 <= box[3] - box[1] <= 13
 
 
 def test_only_headers_of_files_are_remembered(tmp_path: Path, picture: MakePicture) -> None:

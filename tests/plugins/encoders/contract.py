@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from beni.interfaces import VisionEncoder
+from beni.nn.norms import hold_batch_norms
 from beni.types import EncoderSpec, Features
 
 
@@ -18,6 +19,7 @@ def assert_keeps_promises(encoder: VisionEncoder) -> Features:
     """Features have the described grid, width and prefix; crops do not mix; every parameter gets a gradient."""
     spec = encoder.spec
     pixels = crops(spec)
+    hold_batch_norms(encoder)  # as the model does
     encoder.train()
     features = encoder(pixels)
     grid = spec.grid(spec.size)

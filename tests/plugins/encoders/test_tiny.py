@@ -9,7 +9,15 @@ from beni.errors import ConfigError
 from beni_plugins.encoders.tiny import TinyEncoder, TinyEncoderConfig
 from tests.plugins.encoders.contract import assert_keeps_promises
 
-SMALL: dict[str, Any] = {"size": 32, "stem": (8, 16), "blocks": (1, 0), "width": 24, "layers": 1, "heads": 3}
+SMALL: dict[str, Any] = {
+    "size": 32,
+    "stem": (8, 16),
+    "blocks": (1, 0),
+    "width": 24,
+    "layers": 1,
+    "heads": 3,
+    "merge": 2,
+}
 
 
 @pytest.mark.parametrize("options", [{}, SMALL, SMALL | {"merge": 1}, SMALL | {"layers": 0}])

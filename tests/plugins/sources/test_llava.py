@@ -23,6 +23,7 @@ ITEMS: list[dict[str, Any]] = [
         "image": ["red.png", "blue.png"],
         "conversations": talk("<image> or <image>?", "both", "why?", "so"),
     },
+    {"id": "turns", "image": ["red.png", "blue.png"], "conversations": talk("<image>a?", "b", "and <image>?", "c")},
     {"id": 3, "conversations": talk("no image", "none")},
     {"image": "http://127.0.0.1/a.png", "conversations": talk("what?<image>", "a")},
     {"id": "null", "image": None, "conversations": [{"from": "system", "value": "brief"}, *talk("a?", "b")]},
@@ -36,13 +37,14 @@ def read(path: Path, split: str = "train") -> list[Sample]:
 @pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
 def test_items(tmp_path: Path, name: str) -> None:
     samples = read(write_llava(tmp_path, ITEMS, name))
-    assert [sample.id for sample in samples] == ["one", "list", "3", "3", "null"]
+    assert [sample.id for sample in samples] == ["one", "list", "turns", "3", "4", "null"]
     assert samples[0].turns == (Turn("user", (0, "\nwhat colour?")), Turn("assistant", ("red",)))
     assert samples[1].turns[0].content == (0, " or ", 1, "?") and len(samples[1].turns) == 4
     assert [Path(image.path).name for image in samples[1].images] == ["red.png", "blue.png"]
     assert image_size(samples[0].images[0]) == (12, 8)
-    assert samples[2].images == () and samples[3].images[0].url == "http://127.0.0.1/a.png"
-    assert [turn.role for turn in samples[4].turns] == ["system", "user", "assistant"]
+    assert [turn.content for turn in samples[2].turns[::2]] == [(0, "a?"), ("and ", 1, "?")]
+    assert samples[3].images == () and samples[4].images[0].url == "http://127.0.0.1/a.png"
+    assert [turn.role for turn in samples[5].turns] == ["system", "user", "assistant"]
 
 
 def test_paths_may_be_relative_to_another_folder(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_a_folder_of_splits(tmp_path: Path) -> None:
     assert {
         name: spec.source.split(name) and len(spec.source.split(name) or []) for name in ("train", "val", "test")
     } == {
-        "train": 5,
+        "train": 6,
         "val": 2,
         "test": None,
     }

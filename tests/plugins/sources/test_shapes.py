@@ -104,8 +104,23 @@ def test_every_question_of_unseen_is_about_a_held_out_pair(
             assert asked & UNSEEN, sample.id
             continue
         words = {PLURALS.get(word, word) for word in re.findall(r"\w+", question)}
-        meant = [i for i in items if i.colour in words or i.shape in words] or items
-        assert any((i.colour, i.shape) in UNSEEN for i in meant), sample.id
+        meant = [i for i in items if i.colour in words or i.shape in words]
+        held_out = [(i.colour, i.shape) in UNSEEN for i in meant or items]
+        assert any(held_out) if meant else all(held_out), sample.id
+
+
+def test_what_is_absent_is_a_mix_of_what_is_there(
+    splits: dict[str, Sequence[Sample]], scenes: dict[str, list[list[Item]]]
+) -> None:
+    """A no cannot be told from a colour or a shape alone, wherever the scene allows a question of that kind."""
+    for sample in splits["val"]:
+        if sample.tags["type"] != "existence" or sample.answer == "yes":
+            continue
+        items = scenes["val"][number_of(sample)]
+        there = {(i.colour, i.shape) for i in items}
+        mixes = {(a.colour, b.shape) for a in items for b in items} - there - UNSEEN
+        [asked] = re.findall(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", sample.question)
+        assert not mixes or asked in mixes, sample.id
 
 
 def blind_rates(train: Sequence[Sample], judged: Sequence[Sample]) -> dict[str, float]:
