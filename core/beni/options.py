@@ -47,9 +47,9 @@ class DataConfig:
 class BatchConfig:
     """The global batch: `rows` packed rows per optimizer step, shared by however many processes there are."""
 
-    rows: int = 2
+    rows: int = 1
     """Rows per optimizer step. Each process takes rows / processes of them, one after another."""
-    row_tokens: int = 4096
+    row_tokens: int = 1536
     """Most positions of the language model in a row."""
     row_crops: int = 64
     """Most crops per encoder in a row."""
@@ -66,9 +66,9 @@ class OptimConfig:
 
     steps: int = 0
     """Optimizer steps; 0 means: as many as `epochs` take."""
-    epochs: float = 20.0
+    epochs: float = 5.0
     """Passes over the training data, when `steps` is not given."""
-    lr: float = 1e-3
+    lr: float = 5e-4
     """Peak learning rate of parts that start from random weights."""
     lr_pretrained: float = 2e-5
     """Peak learning rate of parts that were loaded and are trained on."""

@@ -1,8 +1,6 @@
 """This process among the others: one on a CPU, several over gloo, one or many GPUs."""
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,8 +71,6 @@ def processes(options: RunOptions) -> Iterator[Processes]:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
-    if device.type == "cpu":
-        _keep_freed_memory()
     needs_fsdp = world > 1 or dtype is not torch.float32
     started = needs_fsdp and not dist.is_initialized()
     if started:
@@ -87,19 +83,6 @@ def processes(options: RunOptions) -> Iterator[Processes]:
     finally:
         if started:
             dist.destroy_process_group()
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed instead of giving it back: every step would fault the same pages in again.
-
-    Measured in docs/performance.md. Other C libraries have no `mallopt` or manage without.
-    """
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
-    libc.mallopt(mmap_threshold, 32 << 20)
-    libc.mallopt(trim_threshold, 1 << 30)
-    libc.mallopt(top_pad, 64 << 20)
 
 
 def _device(wanted: str) -> torch.device:
