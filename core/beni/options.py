@@ -73,7 +73,7 @@ class OptimConfig:
     lr_pretrained: float = 2e-5
     """Peak learning rate of parts that were loaded and are trained on."""
     gate_speed: float = 20.0
-    """How many times faster gates (parameters of one number) learn: their scale is 1, that of weights about 1/√width."""
+    """How much faster gates (parameters of one number) learn: their scale is 1, that of weights about 1/√width."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.05

@@ -40,8 +40,8 @@ def test_two_processes_equal_one(tmp_path: Path, fusion: str) -> None:
     changes: dict[str, dict[str, Any]] = {
         **FUSIONS[fusion],
         # rows of few tokens: in most steps one of the four rows holds only text
-        "data": {"data": [SHAPES, text_file(tmp_path, 60)], "eval_data": [SHAPES], "workers": 0},
-        "batch": {"rows": 4, "row_tokens": 160},
+        "data": {"data": [SHAPES, text_file(tmp_path, 200)], "eval_data": [SHAPES], "workers": 0},
+        "batch": {"rows": 4, "row_tokens": 100},
         "optim": {"steps": 4},
     }
     _train_and_keep_gradients(str(tmp_path / "one"), changes)
@@ -70,8 +70,8 @@ def test_rows_really_differ_in_modality(tmp_path: Path) -> None:
     from beni.data.spec import training
     from beni.model.build import build
 
-    config = small_run(tmp_path, batch={"rows": 4, "row_tokens": 160})
-    sources = training([SHAPES, text_file(tmp_path, 60)])
+    config = small_run(tmp_path, batch={"rows": 4, "row_tokens": 100})
+    sources = training([SHAPES, text_file(tmp_path, 200)])
     built = build(config, ["say"])
     rows = Rows(sources, Plan([Lengths(s, built.composer) for s in sources], (), config.batch, 0), built.composer)
     images = [rows[(0, step, number)].stats.images for step in range(4) for number in range(4)]

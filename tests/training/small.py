@@ -9,6 +9,9 @@ from beni.config import RunConfig, run_config_from_dict
 SHAPES = "shapes?images=12"
 
 
+ENCODER = {"name": "tiny", "size": 16, "stem": [8, 16], "blocks": [0, 0], "width": 16, "layers": 1, "heads": 2}
+
+
 def text_file(folder: Path, items: int = 12) -> str:
     """Text-only conversations in LLaVA JSON; returns the data spec."""
     path = folder / "text.json"
@@ -27,7 +30,7 @@ def text_file(folder: Path, items: int = 12) -> str:
 def small_run(out: Path, **changes: dict[str, Any]) -> RunConfig:
     """A configuration; `changes` are tables merged over it."""
     tables: dict[str, Any] = {
-        "encoders": {"main": {"name": "tiny", "size": 16, "stem": [8, 16], "blocks": [0, 0], "width": 16, "layers": 1, "heads": 2}},
+        "encoders": {"main": ENCODER},
         "llm": {"name": "tiny", "width": 32, "layers": 2, "heads": 2, "ff_width": 48},
         "data": {"data": [SHAPES], "eval_limit": 8, "workers": 0},
         "batch": {"rows": 2, "row_tokens": 512},

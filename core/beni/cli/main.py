@@ -16,8 +16,8 @@ COMMANDS = {
 
 
 SPINS = "10000"
-"""Turns an idle OpenMP thread waits before it sleeps. The default is to wait for ever, which takes the core away from data
-workers: on two busy cores steps were ten times slower; alone they are 4 % slower with this."""
+"""Turns an idle OpenMP thread waits before it sleeps. The default is to wait for ever, which takes the core away from
+data workers: on two busy cores steps were ten times slower; alone they are 4 % slower with this."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -82,7 +82,7 @@ def batches(
     loader = DataLoader(
         rows,
         batch_size=None,
-        sampler=_Once(indices),  # type: ignore[arg-type]  # any iterable of indices is a sampler
+        sampler=_Once(indices),
         num_workers=workers,
         prefetch_factor=2 * per_step if workers else None,
         multiprocessing_context="fork" if workers else None,
