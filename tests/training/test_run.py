@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from beni.errors import BeniError, CheckpointError, ConfigError, DataError
+from beni.model.build import build
+from beni.training import freeze
 from beni.training.run import train
 from tests.training.small import FUSIONS, small_run, text_file
 
@@ -115,6 +117,15 @@ def test_frozen_parts_do_not_move_and_trained_ones_do(tmp_path: Path) -> None:
     before, after = weights(tmp_path / "start"), weights(tmp_path / "run")
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"encoders", "connector"}
+
+
+def test_frozen_parts_stay_in_evaluation_mode(tmp_path: Path) -> None:
+    config = small_run(tmp_path, optim={"train": ["connector"]})
+    built = build(config, ["what"])
+    freeze.apply(built.model, freeze.freeze_table(built.model, config.optim, {}))
+    built.model.train()
+    assert built.model.connector.training
+    assert not built.model.llm.training and not built.model.encoders["main"].training
 
 
 def test_training_learns(tmp_path: Path) -> None:

@@ -96,6 +96,14 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if callable(again):
             again()
 
+    def train(self, mode: bool = True) -> "BeniForConditionalGeneration":
+        """Frozen parts stay in evaluation mode: no dropout in what is not trained."""
+        super().train(mode)
+        for part in (*self.encoders.values(), self.connector, self.fusion, self.llm):
+            if mode and not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.get_input_embeddings()
 

@@ -298,8 +298,8 @@ def _dry_run(run: Run) -> dict[str, Any]:
     print(freeze.show(run.table))
     print(report.show_batch(batch, run.built.tokenizer, run.built.composer.image_token))
     print(
-        f"plan: {run.total} steps, {plan.steps(0)} per epoch of {samples:,} samples; a step is "
-        f"{config.batch.rows} rows of up to {config.batch.row_tokens} tokens; the first row has {stats.samples} samples, {stats.tokens} tokens, "
+        f"plan: {run.total} steps, {plan.steps(0)} per epoch of {samples:,} samples; a step is {config.batch.rows} x "
+        f"{config.batch.row_tokens} tokens at most; the first row has {stats.samples} samples, {stats.tokens} tokens, "
         f"{stats.targets} targets, {stats.images} images"
     )
     report.write_sample(run.folder / "sample.html", run.rows, run.built.tokenizer)
