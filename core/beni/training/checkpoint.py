@@ -7,7 +7,9 @@ checksum is written with it and verified before a byte is loaded, because a dama
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,8 @@ def save(
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
     processes.barrier()
-    dcp.save(_state(model, optimizer, processes), checkpoint_id=draft, no_dist=processes.world == 1)
+    with _quiet():
+        dcp.save(_state(model, optimizer, processes), checkpoint_id=draft, no_dist=processes.world == 1)
     processes.barrier()
     if processes.is_main:
         files = {file.name: sha256(file) for file in sorted(draft.iterdir())}
@@ -98,7 +101,8 @@ def load(
                 f"would not give the same result; use the same settings, or start a new run"
             )
     tensors = _state(model, optimizer, processes)
-    dcp.load(tensors, checkpoint_id=path, no_dist=processes.world == 1)
+    with _quiet():
+        dcp.load(tensors, checkpoint_id=path, no_dist=processes.world == 1)
     set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
     torch.set_rng_state(tensors[_rng(processes)])
     return Position(**state["position"])
@@ -134,6 +138,14 @@ def verify(path: Path) -> dict[str, Any]:
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Any]:
     model_state, optimizer_state = get_state_dict(model, optimizer)
     return {"model": model_state, "optimizer": optimizer_state, _rng(processes): torch.get_rng_state()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """One process without a process group is what we ask for; torch warns that it looks like a mistake."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _rng(processes: Processes) -> str:
