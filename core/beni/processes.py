@@ -78,8 +78,10 @@ def processes(options: RunOptions) -> Iterator[Processes]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
     mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("shard",)) if needs_fsdp else None
+    joined = Processes(rank, world, device, dtype, mesh)
     try:
-        yield Processes(rank, world, device, dtype, mesh)
+        yield joined
+        joined.barrier()  # a process that leaves early takes gloo's threads from under the others
     finally:
         if started:
             dist.destroy_process_group()
