@@ -1,5 +1,6 @@
 """This process among the others: one on a CPU, several over gloo, one or many GPUs."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,13 +79,23 @@ def processes(options: RunOptions) -> Iterator[Processes]:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
     mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("shard",)) if needs_fsdp else None
-    joined = Processes(rank, world, device, dtype, mesh)
     try:
-        yield joined
-        joined.barrier()  # a process that leaves early takes gloo's threads from under the others
+        yield Processes(rank, world, device, dtype, mesh)
     finally:
         if started:
             dist.destroy_process_group()
+            _end_threads(mesh)
+
+
+def _end_threads(mesh: DeviceMesh | None) -> None:
+    """Let go of a destroyed group, so that its threads end.
+
+    torch keeps meshes in caches, and a mesh keeps its groups. A thread of gloo that still has a tensor to release when
+    the interpreter ends would abort the process.
+    """
+    if mesh is not None:
+        getattr(mesh, "_pg_registry", {}).clear()
+    gc.collect()
 
 
 def _device(wanted: str) -> torch.device:

@@ -58,32 +58,37 @@ def train(config: RunConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     with processes(config.run) as procs:
-        resumed_from = resume_path(config)
-        run = _prepare(config, procs, resumed_from)
-        if config.run.dry_run:
-            return _dry_run(run) if procs.is_main else {}
-        if procs.is_main:
-            print(freeze.show(run.table))
-            origins = {part: asdict(origin) for part, origin in run.built.loaded.items()}
-            write_json(run.folder / "config.json", config.to_dict() | {"loaded": origins})
-        totals, position = _fit(run, resumed_from)
-        save_model(run.folder / "model", run.built, procs)
-        samples, predictions, judgement = _judge(run)
-        result = {
-            **judgement,
-            "steps": position.steps,
-            **totals.summary(),
-            **_unusable(run.rows.plan.lengths),
-            "parameters": _parameters(run.table),
-            "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
-            "processes": procs.world,
-            "wall_s": time.perf_counter() - started,
-        }
-        if procs.is_main:
-            write_json(run.folder / "result.json", result)
-            shown = report.choose_shown(samples, predictions, seed=config.run.seed)
-            lines = read_lines(run.folder / "metrics.jsonl")
-            report.write_report(run.folder / "report.html", result, lines, shown, config.to_dict())
+        return _train(config, procs, started)
+
+
+def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any]:
+    """As `train`; what it holds of the group of processes is gone when it returns."""
+    resumed_from = resume_path(config)
+    run = _prepare(config, procs, resumed_from)
+    if config.run.dry_run:
+        return _dry_run(run) if procs.is_main else {}
+    if procs.is_main:
+        print(freeze.show(run.table))
+        origins = {part: asdict(origin) for part, origin in run.built.loaded.items()}
+        write_json(run.folder / "config.json", config.to_dict() | {"loaded": origins})
+    totals, position = _fit(run, resumed_from)
+    save_model(run.folder / "model", run.built, procs)
+    samples, predictions, judgement = _judge(run)
+    result = {
+        **judgement,
+        "steps": position.steps,
+        **totals.summary(),
+        **_unusable(run.rows.plan.lengths),
+        "parameters": _parameters(run.table),
+        "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
+        "processes": procs.world,
+        "wall_s": time.perf_counter() - started,
+    }
+    if procs.is_main:
+        write_json(run.folder / "result.json", result)
+        shown = report.choose_shown(samples, predictions, seed=config.run.seed)
+        lines = read_lines(run.folder / "metrics.jsonl")
+        report.write_report(run.folder / "report.html", result, lines, shown, config.to_dict())
     return result
 
 
