@@ -2,7 +2,9 @@
 
 References: `flamingo` mlfoundations/open_flamingo, open_flamingo/src/helpers.py (PerceiverResampler);
 `idefics2` transformers, models/idefics2/modeling_idefics2.py (Idefics2Connector). The latter starts from latents of
-ones, so that all of them stay the same vector for ever; here they start different in both variants.
+ones, so that all of them stay the same vector for ever; here they start different in both variants. Flamingo's start
+with standard deviation 1, which drowns what they read from the image in what they are; here it is 0.02 in both, and
+the norm before the attention keeps the queries apart.
 
 Shapes: C crops, N tokens of a crop, Q latents, D width.
 """
@@ -20,6 +22,9 @@ from beni.errors import ConfigError
 from beni.interfaces import Connector, ConnectorConfig
 from beni.nn.blocks import GeluFeedForward, SwiGlu, attend
 from beni.types import EncoderSpec, Features, Grid
+
+INIT_STD = 0.02
+"""Standard deviation of the latents at the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class FlamingoResampler(nn.Module):
 
     def __init__(self, config: PerceiverConfig, width: int) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(config.num_latents, width))
+        self.latents = nn.Parameter(torch.randn(config.num_latents, width) * INIT_STD)
         self.layers = nn.ModuleList(
             nn.ModuleList([FlamingoAttention(config, width), GeluFeedForward(width, config.ff_multiple)])
             for _ in range(config.depth)
@@ -129,7 +134,7 @@ class Idefics2Resampler(nn.Module):
 
     def __init__(self, config: PerceiverConfig, width: int) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(config.num_latents, width) * 0.02)
+        self.latents = nn.Parameter(torch.randn(config.num_latents, width) * INIT_STD)
         self.layers = nn.ModuleList(Idefics2Layer(config, width) for _ in range(config.depth))
         self.norm = nn.RMSNorm(width, eps=1e-6)
 
