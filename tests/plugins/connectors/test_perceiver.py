@@ -115,3 +115,11 @@ def test_crops_of_all_lengths_are_read_one_by_one(variant: str) -> None:
 def test_refuses_heads_that_cannot_share_keys() -> None:
     with pytest.raises(ConfigError, match=r"kv-heads.*3.*divide.*8"):
         PerceiverConfig(variant="idefics2", heads=8, kv_heads=3)
+
+
+@pytest.mark.parametrize("variant", ["flamingo", "idefics2"])
+def test_a_fresh_resampler_says_more_of_the_image_than_of_itself(variant: str) -> None:
+    connector = perceiver(32, variant=variant, num_latents=6)
+    out_CQD = connector.project(features(*torch.randn(64, 5, 32))).view(64, 6, 32).detach()
+    between_images, between_latents = out_CQD.var(0).mean(), out_CQD.mean(0).var(0).mean()
+    assert between_images > between_latents
