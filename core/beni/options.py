@@ -51,13 +51,17 @@ class BatchConfig:
     """Rows per optimizer step. Each process takes rows / processes of them, one after another."""
     row_tokens: int = 1536
     """Most positions of the language model in a row."""
+    row_images: int = 8
+    """Most images in a row: a step sees as many of them whatever an architecture makes of an image, so that
+    comparisons take as many steps."""
     row_crops: int = 64
     """Most crops per encoder in a row."""
     row_memory: int = 16384
     """Most visual tokens in a row, wherever the fusion puts them."""
 
     def __post_init__(self) -> None:
-        _within(self, rows=(1, inf), row_tokens=(1, inf), row_crops=(1, inf), row_memory=(1, inf))
+        _within(self, rows=(1, inf), row_tokens=(1, inf), row_images=(1, inf))
+        _within(self, row_crops=(1, inf), row_memory=(1, inf))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class OptimConfig:
     """Optimizer steps; 0 means: as many as `epochs` take."""
     epochs: float = 5.0
     """Passes over the training data, when `steps` is not given."""
-    lr: float = 5e-4
+    lr: float = 2e-4
     """Peak learning rate of parts that start from random weights."""
     lr_pretrained: float = 2e-5
     """Peak learning rate of parts that were loaded and are trained on."""

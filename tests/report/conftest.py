@@ -6,6 +6,7 @@ from beni.config import run_config_from_dict
 from beni.data.loader import Rows
 from beni.data.plan import Lengths, Plan
 from beni.model.build import Built, build
+from beni.options import BatchConfig
 from beni.sample import Sample
 from tests.report.drawn import COLOURS, QUESTIONS, MakeRows
 
@@ -22,7 +23,7 @@ def built() -> dict[str, Built]:
 def make_rows(built: dict[str, Built]) -> MakeRows:
     def make(samples: list[Sample], fusion: str = "inline", augment: float = 0.0) -> Rows:
         composer = built[fusion].composer
-        plan = Plan([Lengths(samples, composer)], (), run_config_from_dict({}).batch, seed=0, shuffle=False)
+        plan = Plan([Lengths(samples, composer)], (), BatchConfig(row_images=64), seed=0, shuffle=False)
         return Rows([samples], plan, composer, augment=augment)
 
     return make

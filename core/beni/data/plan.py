@@ -44,7 +44,7 @@ class Lengths:
     """
 
     def __init__(self, samples: Sequence[Sample], composer: Composer) -> None:
-        table = np.zeros((len(samples), 6), dtype=np.int64)
+        table = np.zeros((len(samples), 7), dtype=np.int64)
         self.bad: list[tuple[str, str]] = []
         keep = []
         for index in range(len(samples)):
@@ -57,10 +57,11 @@ class Lengths:
             crops = max((sum(len(i.layout.crops[k]) for i in document.images) for k in composer.encoders), default=0)
             memory = sum(sum(i.counts) for i in document.images)
             targets = int((document.labels[1:] != IGNORE).sum())
-            table[index] = len(document), document.head, document.head_key, crops, memory, targets
+            images = len(document.images)
+            table[index] = len(document), document.head, document.head_key, images, crops, memory, targets
             keep.append(index)
         self.usable = np.array(keep, dtype=np.int64)
-        self.total, self.head, self.head_key, self.crops, self.memory, self.targets = table.T
+        self.total, self.head, self.head_key, self.images, self.crops, self.memory, self.targets = table.T
 
 
 class Plan:
@@ -166,18 +167,19 @@ class Plan:
             trees.append(tuple(tree))
         return trees
 
-    def _cost(self, tree: Tree) -> tuple[int, int, int]:
-        """Tokens, crops and visual tokens of a tree."""
+    def _cost(self, tree: Tree) -> tuple[int, ...]:
+        """Tokens, images, crops and visual tokens of a tree."""
         first, source = tree[0], self.lengths[tree[0].source]
         head = int(source.head[first.index]) if len(tree) > 1 else 0
         tokens = head + sum(int(self.lengths[m.source].total[m.index]) - head for m in tree)
-        return tokens, int(source.crops[first.index]), int(source.memory[first.index])
+        return tokens, *(int(cost[first.index]) for cost in (source.images, source.crops, source.memory))
 
     def _pack(self, trees: Sequence[Tree]) -> list[Row]:
-        """Best fit over a few open rows, in order, under all three budgets; a tree beyond a budget gets a row alone."""
-        budget = np.array([self.batch.row_tokens, self.batch.row_crops, self.batch.row_memory])
+        """Best fit over a few open rows, in order, under all budgets; a tree beyond a budget gets a row alone."""
+        batch = self.batch
+        budget = np.array([batch.row_tokens, batch.row_images, batch.row_crops, batch.row_memory])
         rows: list[list[Tree]] = []
-        used = np.zeros((LOOKAHEAD, 3), dtype=np.int64)  # of the newest rows: row r is at r % LOOKAHEAD
+        used = np.zeros((LOOKAHEAD, len(budget)), dtype=np.int64)  # of the newest rows: row r is at r % LOOKAHEAD
         for tree in trees:
             cost = np.array(self._cost(tree))
             newest = min(len(rows), LOOKAHEAD)

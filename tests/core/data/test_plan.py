@@ -36,7 +36,7 @@ def lengths_of(sources: Sequence[Sequence[Sample]]) -> list[Lengths]:
     return [Lengths(samples, make) for samples in sources]
 
 
-BUDGET = BatchConfig(rows=3, row_tokens=120, row_crops=5, row_memory=100)
+BUDGET = BatchConfig(rows=3, row_tokens=120, row_images=3, row_crops=5, row_memory=100)
 
 
 def members(rows: Sequence[Row]) -> list[Member]:
@@ -56,19 +56,29 @@ def test_no_row_is_beyond_a_budget(sources: list[list[Sample]], seed: int) -> No
     make = composer()
     for budget in (
         BUDGET,
-        BatchConfig(rows=1, row_tokens=300, row_crops=100, row_memory=9),
+        BatchConfig(rows=1, row_tokens=300, row_images=100, row_memory=9),
         BatchConfig(rows=1, row_tokens=90),
     ):
         plan = Plan(lengths_of(sources), (), budget, seed)
         for row in plan.rows(0):
-            tokens = crops = memory = 0
+            tokens = images = crops = memory = 0
             for tree in row:
                 documents = [make.compose(sources[m.source][m.index]) for m in tree]
                 head = documents[0].head if len(tree) > 1 else 0
                 tokens += head + sum(len(d) - head for d in documents)
-                crops += len(documents[0].images)
+                images += len(documents[0].images)
+                crops += sum(len(i.layout.crops["main"]) for i in documents[0].images)
                 memory += sum(sum(i.counts) for i in documents[0].images)
-            assert tokens <= budget.row_tokens and crops <= budget.row_crops and memory <= budget.row_memory
+            assert tokens <= budget.row_tokens and images <= budget.row_images
+            assert crops <= budget.row_crops and memory <= budget.row_memory
+
+
+def test_an_epoch_takes_as_many_steps_whatever_an_image_costs(sources: list[list[Sample]]) -> None:
+    batch = BatchConfig(row_tokens=10_000, row_images=4)
+    few, many = (Plan([Lengths(sources[0], composer(visual_tokens=n))], (), batch, seed=0) for n in (1, 40))
+    assert few.lengths[0].total[0] + 39 == many.lengths[0].total[0]
+    for plan in (few, many):
+        assert [len(row) for row in plan.rows(0)] == [4] * 10
 
 
 def test_rows_are_filled(sources: list[list[Sample]]) -> None:
