@@ -5,10 +5,10 @@ so they measure whether a model combines what it knows. Everything is made from 
 """
 
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from math import inf
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -30,29 +30,48 @@ COLOURS = {
     "white": (250, 250, 250),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "diamond")
+CORNERS = {
+    "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+    "triangle": ((0, -1), (1, 1), (-1, 1)),
+    "diamond": ((0, -1), (1, 0), (0, 1), (-1, 0)),
+    "cross": (
+        *((-1 / 3, -1), (1 / 3, -1), (1 / 3, -1 / 3), (1, -1 / 3), (1, 1 / 3), (1 / 3, 1 / 3)),
+        *((1 / 3, 1), (-1 / 3, 1), (-1 / 3, 1 / 3), (-1, 1 / 3), (-1, -1 / 3), (-1 / 3, -1 / 3)),
+    ),
+}
+"""Of a shape of radius 1; y grows downwards."""
 UNSEEN = frozenset(zip(COLOURS, (*SHAPES, *SHAPES), strict=False))
 """One pair per colour that is held out: every colour and every shape is seen, these combinations are not."""
 _SEEN = [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in UNSEEN]
 _HELD_OUT = sorted(UNSEEN)
 BACKGROUNDS = (150, 200)
 """Grey levels of the background."""
+OUTLINE = (50, 50, 50)
+"""Every object's edge is as dark, so that a shape can be seen without regard to its colour."""
+OUTLINE_WIDTH = 1.25
+"""Pixels."""
+CLEARLY = 2
+"""Pixels from the middle within which it is not clear in which quarter of the image something is."""
 SPLITS = {"train": 0, "val": 1, "test": 2, "unseen": 3}
 
 
 class Item(NamedTuple):
-    """One object: what it is, and its centre and size in pixels."""
+    """One object: what it is, its centre and size in pixels, and the quarters of the image it may be said to lie in."""
 
     colour: str
     shape: str
     x: float
     y: float
     side: float
+    quarters: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ShapesConfig(PartConfig):
     images: int = 5000
-    """Images of the training split; val has a tenth of that, test and unseen a fifth."""
+    """Images of the training split; val has a tenth of it, at most 500, test and unseen a fifth, at most 1,000."""
+    questions: int = 2
+    """Questions of each type that an image is asked, at most."""
     size: int = 64
     """Side of an image in pixels."""
     smallest: int = 12
@@ -69,14 +88,15 @@ class ShapesConfig(PartConfig):
                 f"source 'shapes': up to {self.most} objects of {self.smallest}–{self.largest} pixels do not fit "
                 f"images of {self.size} pixels: 4 ≤ smallest ≤ largest ≤ size/3 and 1 ≤ most ≤ 6"
             )
-        if self.images < 1 or self.seed < 0:
+        if self.images < 1 or self.questions < 1 or self.seed < 0:
             raise ConfigError(
-                f"source 'shapes': {self.images} images and seed {self.seed}; at least 1 and 0 are possible"
+                f"source 'shapes': {self.images} images, {self.questions} questions and seed {self.seed}; "
+                f"at least 1, 1 and 0 are possible"
             )
 
 
 class Shapes(Source):
-    """One question of every type that an image allows."""
+    """Questions of every type that an image allows."""
 
     beni_api = 1
     Config = ShapesConfig
@@ -85,16 +105,19 @@ class Shapes(Source):
     def split(self, name: str) -> Sequence[Sample] | None:
         if name not in SPLITS:
             return None
-        share = {"train": 1.0, "val": 0.1, "test": 0.2, "unseen": 0.2}[name]
+        share, most = {"train": (1, inf), "val": (0.1, 500), "test": (0.2, 1000), "unseen": (0.2, 1000)}[name]
         samples = []
-        for number in range(max(1, int(share * self.config.images))):
+        for number in range(max(1, int(min(most, share * self.config.images)))):
             items, rng = scene(self.config, name, number)
             image = ImageRef(data=_draw(rng, items, self.config.size), size=Size(self.config.size, self.config.size))
             about = [i for i in items if (i.colour, i.shape) in UNSEEN] if name == "unseen" else items
             for kind, ask in QUESTIONS.items():
-                asked = ask(rng, items, about)
-                if asked is not None:
-                    samples.append(vqa_sample(f"{name}-{number}-{kind}", image, *asked, {"type": kind}))
+                asked = dict.fromkeys(ask(rng, items, about) for _ in range(self.config.questions))
+                samples += [
+                    vqa_sample(f"{name}-{number}-{kind}-{n}", image, *pair, {"type": kind})
+                    for n, pair in enumerate(asked)
+                    if pair is not None
+                ]
         return samples
 
 
@@ -118,10 +141,16 @@ def scene(config: ShapesConfig, split: str, number: int) -> tuple[list[Item], np
         if items and rng.random() < 0.35:  # repeat a colour or a shape, so that counting has something to count
             like = items[int(rng.integers(len(items)))]
             pairs = [p for p in pairs if like.colour == p[0] or like.shape == p[1]] or pairs
-        items.append(Item(*pairs[int(rng.integers(len(pairs)))], x, y, side))
+        items.append(Item(*pairs[int(rng.integers(len(pairs)))], x, y, side, _quarters(x, y, config.size / 2)))
         if len(items) == wanted:
             break
     return items, rng
+
+
+def _quarters(x: float, y: float, middle: float) -> tuple[str, ...]:
+    rows = [name for name, sign in (("top", -1), ("bottom", 1)) if sign * (y - middle) > -CLEARLY]
+    columns = [name for name, sign in (("left", -1), ("right", 1)) if sign * (x - middle) > -CLEARLY]
+    return tuple(f"{row} {column}" for row in rows for column in columns)
 
 
 def _draw(rng: np.random.Generator, items: Sequence[Item], size: int) -> bytes:
@@ -133,17 +162,11 @@ def _draw(rng: np.random.Generator, items: Sequence[Item], size: int) -> bytes:
     for item in items:
         colour = tuple(int(np.clip(v + rng.integers(-12, 13), 0, 255)) for v in COLOURS[item.colour])
         x, y, r = item.x * scale, item.y * scale, item.side * scale / 2
+        style: dict[str, Any] = {"fill": colour, "outline": OUTLINE, "width": round(OUTLINE_WIDTH * scale)}
         if item.shape == "circle":
-            pen.ellipse((x - r, y - r, x + r, y + r), colour)
-        elif item.shape == "square":
-            pen.rectangle((x - r, y - r, x + r, y + r), colour)
-        elif item.shape == "triangle":
-            pen.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], colour)
-        elif item.shape == "diamond":
-            pen.polygon([(x, y - r), (x + r, y), (x, y + r), (x - r, y)], colour)
+            pen.ellipse((x - r, y - r, x + r, y + r), **style)
         else:
-            pen.rectangle((x - r, y - r / 3, x + r, y + r / 3), colour)
-            pen.rectangle((x - r / 3, y - r, x + r / 3, y + r), colour)
+            pen.polygon([(x + r * dx, y + r * dy) for dx, dy in CORNERS[item.shape]], **style)
     file = io.BytesIO()
     canvas.resize((size, size), Image.Resampling.BOX).save(file, "png")
     return file.getvalue()
@@ -154,22 +177,28 @@ def _draw(rng: np.random.Generator, items: Sequence[Item], size: int) -> bytes:
 Asked = tuple[str, str] | None
 
 
+def _in_a_quarter(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> tuple[str, Item] | None:
+    """A quarter of the image with exactly one object, and that object.
+
+    What is asked of it cannot be read off the question. Asked for the shape of "the red object", a language model
+    would learn from the words alone which shapes are never red, and so that no held-out pair can be the answer.
+    """
+    by_quarter: dict[str, list[Item]] = {}
+    for item in items:
+        for quarter in item.quarters:
+            by_quarter.setdefault(quarter, []).append(item)
+    alone = [(q, i[0]) for q, i in by_quarter.items() if len(i) == 1 and len(i[0].quarters) == 1 and i[0] in about]
+    return alone[int(rng.integers(len(alone)))] if alone else None
+
+
 def _colour(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
-    counts = Counter(i.shape for i in items)
-    single = [i for i in about if counts[i.shape] == 1]
-    if not single:
-        return None
-    item = single[int(rng.integers(len(single)))]
-    return f"what color is the {item.shape}?", item.colour
+    found = _in_a_quarter(rng, items, about)
+    return found and (f"what color is the object in the {found[0]}?", found[1].colour)
 
 
 def _shape(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
-    counts = Counter(i.colour for i in items)
-    single = [i for i in about if counts[i.colour] == 1]
-    if not single:
-        return None
-    item = single[int(rng.integers(len(single)))]
-    return f"what shape is the {item.colour} object?", item.shape
+    found = _in_a_quarter(rng, items, about)
+    return found and (f"what shape is the object in the {found[0]}?", found[1].shape)
 
 
 def _counting(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
@@ -206,18 +235,33 @@ def _an(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
+def _names(item: Item, items: Sequence[Item]) -> list[str]:
+    """The shortest words that mean this object and no other: its colour or its shape, else both, else none."""
+    one = [
+        name
+        for name, is_meant in (
+            (f"{item.colour} object", lambda i: i.colour == item.colour),
+            (item.shape, lambda i: i.shape == item.shape),
+        )
+        if sum(map(is_meant, items)) == 1
+    ]
+    twins = sum((i.colour, i.shape) == (item.colour, item.shape) for i in items)
+    return one or ([f"{item.colour} {item.shape}"] if twins == 1 else [])
+
+
 def _relation(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
     """Asked along the axis on which the two are further apart: there, a gap of at least a pixel lies between them."""
-    counts = Counter((i.colour, i.shape) for i in items)
-    single = [i for i in items if counts[i.colour, i.shape] == 1]
-    pairs = [(a, b) for a in single for b in single if a is not b and (a in about or b in about)]
+    names = {id(i): _names(i, items) for i in items}
+    pairs = [(a, b) for a in items for b in items if a is not b and (a in about or b in about)]
+    pairs = [(a, b) for a, b in pairs if names[id(a)] and names[id(b)]]
     if not pairs:
         return None
     a, b = pairs[int(rng.integers(len(pairs)))]
+    first, second = (names[id(i)][int(rng.integers(len(names[id(i)])))] for i in (a, b))
     along_x = abs(a.x - b.x) > abs(a.y - b.y)
     word = (("left of", "right of") if along_x else ("above", "below"))[int(rng.integers(2))]
     true = {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[word]
-    return f"is the {a.colour} {a.shape} {word} the {b.colour} {b.shape}?", "yes" if true else "no"
+    return f"is the {first} {word} the {second}?", "yes" if true else "no"
 
 
 QUESTIONS: dict[str, Callable[[np.random.Generator, Sequence[Item], Sequence[Item]], Asked]] = {
