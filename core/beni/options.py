@@ -52,8 +52,8 @@ class BatchConfig:
     row_tokens: int = 1536
     """Most positions of the language model in a row."""
     row_images: int = 8
-    """Most images in a row: a step sees as many of them whatever an architecture makes of an image, so that
-    comparisons take as many steps."""
+    """Most images in a row. As long as no other limit binds first, a step sees as many of them whatever an architecture
+    makes of an image, and comparisons take as many steps."""
     row_crops: int = 64
     """Most crops per encoder in a row."""
     row_memory: int = 16384

@@ -50,13 +50,13 @@ OUTLINE = (50, 50, 50)
 """Every object's edge is as dark, so that a shape can be seen without regard to its colour."""
 OUTLINE_WIDTH = 1.25
 """Pixels."""
-CLEARLY = 2
-"""Pixels from the middle within which it is not clear in which quarter of the image something is."""
+CLEARLY = 0.25
+"""Share of its side by which an object must reach into a quarter of the image to be seen there."""
 SPLITS = {"train": 0, "val": 1, "test": 2, "unseen": 3}
 
 
 class Item(NamedTuple):
-    """One object: what it is, its centre and size in pixels, and the quarters of the image it may be said to lie in."""
+    """One object: what it is, its centre and size in pixels, and the quarters of the image that it reaches into."""
 
     colour: str
     shape: str
@@ -83,10 +83,10 @@ class ShapesConfig(PartConfig):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 4 <= self.smallest <= self.largest <= self.size / 3 or not 1 <= self.most <= 6:
+        if not 10 <= self.smallest <= self.largest <= self.size / 3 or not 1 <= self.most <= 6:
             raise ConfigError(
                 f"source 'shapes': up to {self.most} objects of {self.smallest}–{self.largest} pixels do not fit "
-                f"images of {self.size} pixels: 4 ≤ smallest ≤ largest ≤ size/3 and 1 ≤ most ≤ 6"
+                f"images of {self.size} pixels: 10 ≤ smallest ≤ largest ≤ size/3 and 1 ≤ most ≤ 6"
             )
         if self.images < 1 or self.questions < 1 or self.seed < 0:
             raise ConfigError(
@@ -141,15 +141,16 @@ def scene(config: ShapesConfig, split: str, number: int) -> tuple[list[Item], np
         if items and rng.random() < 0.35:  # repeat a colour or a shape, so that counting has something to count
             like = items[int(rng.integers(len(items)))]
             pairs = [p for p in pairs if like.colour == p[0] or like.shape == p[1]] or pairs
-        items.append(Item(*pairs[int(rng.integers(len(pairs)))], x, y, side, _quarters(x, y, config.size / 2)))
+        items.append(Item(*pairs[int(rng.integers(len(pairs)))], x, y, side, _quarters(x, y, side, config.size / 2)))
         if len(items) == wanted:
             break
     return items, rng
 
 
-def _quarters(x: float, y: float, middle: float) -> tuple[str, ...]:
-    rows = [name for name, sign in (("top", -1), ("bottom", 1)) if sign * (y - middle) > -CLEARLY]
-    columns = [name for name, sign in (("left", -1), ("right", 1)) if sign * (x - middle) > -CLEARLY]
+def _quarters(x: float, y: float, side: float, middle: float) -> tuple[str, ...]:
+    reach = side * (0.5 - CLEARLY)
+    rows = [name for name, sign in (("top", -1), ("bottom", 1)) if sign * (y - middle) > -reach]
+    columns = [name for name, sign in (("left", -1), ("right", 1)) if sign * (x - middle) > -reach]
     return tuple(f"{row} {column}" for row in rows for column in columns)
 
 
@@ -202,7 +203,7 @@ def _shape(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item
 
 
 def _counting(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
-    """Each number that occurs in the scene is asked for equally often, so no number is a good guess."""
+    """Each number that occurs in the scene is asked for alike, so no number is a good guess."""
     by_number: dict[int, list[str]] = {}
     if len(about) == len(items):
         by_number[len(items)] = ["objects"]
@@ -217,7 +218,7 @@ def _counting(rng: np.random.Generator, items: Sequence[Item], about: Sequence[I
 
 
 def _existence(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
-    """Yes and no equally often; a no combines a colour and a shape that are both there, where possible."""
+    """Yes and no alike; a no combines a colour and a shape that are both there, where possible."""
     present = {(i.colour, i.shape) for i in items}
     known = _HELD_OUT if any((i.colour, i.shape) in UNSEEN for i in about) else _SEEN
     if rng.random() < 0.5:
@@ -236,17 +237,14 @@ def _an(word: str) -> str:
 
 
 def _names(item: Item, items: Sequence[Item]) -> list[str]:
-    """The shortest words that mean this object and no other: its colour or its shape, else both, else none."""
-    one = [
-        name
-        for name, is_meant in (
-            (f"{item.colour} object", lambda i: i.colour == item.colour),
-            (item.shape, lambda i: i.shape == item.shape),
-        )
-        if sum(map(is_meant, items)) == 1
-    ]
-    twins = sum((i.colour, i.shape) == (item.colour, item.shape) for i in items)
-    return one or ([f"{item.colour} {item.shape}"] if twins == 1 else [])
+    """Words that mean this object and no other: its colour, its shape, or both; both, for a held-out pair."""
+    named = {
+        f"{item.colour} object": [i.colour == item.colour for i in items],
+        item.shape: [i.shape == item.shape for i in items],
+        f"{item.colour} {item.shape}": [i[:2] == item[:2] for i in items],
+    }
+    alone = [name for name, meant in named.items() if sum(meant) == 1]
+    return alone[-1:] if item[:2] in UNSEEN else alone
 
 
 def _relation(rng: np.random.Generator, items: Sequence[Item], about: Sequence[Item]) -> Asked:
