@@ -21,6 +21,14 @@ class IncompatiblePartsError(BeniError):
     """Parts that cannot work together; raised before anything is allocated."""
 
 
+class GridError(IncompatiblePartsError):
+    """A connector cannot divide a grid of tokens; `nearest` is (rows, columns) of one like it that would do."""
+
+    def __init__(self, message: str, nearest: tuple[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
 class DataError(BeniError):
     """A data file, a sample or an image that cannot be used."""
 

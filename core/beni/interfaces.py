@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from beni.config import Part, PartConfig
-from beni.errors import IncompatiblePartsError, PluginError
+from beni.errors import GridError, IncompatiblePartsError, PluginError
 from beni.nn.plan import CrossPlan
 from beni.sample import Sample
 from beni.types import Crop, EncoderSpec, Features, Grid, ImageLayout, Size, VisualTokens
@@ -120,7 +120,7 @@ class ConnectorConfig(PartConfig, ABC):
         """What a crop's grid becomes: another grid, or a number of tokens that have no place.
 
         Raises:
-            IncompatiblePartsError: the grid does not divide; the message names grids that do.
+            GridError: the grid does not divide; it names one that does.
         """
 
     def counts(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> tuple[int, ...]:
@@ -177,7 +177,11 @@ class Connector(nn.Module, ABC):
 
     @classmethod
     def check(cls, config: Any, view: View, encoders: Mapping[str, EncoderSpec]) -> None:
-        """Refuse encoders whose grids this connector cannot join or divide, before anything is allocated."""
+        """Refuse encoders whose grids this connector cannot join or divide, before anything is allocated.
+
+        Raises:
+            IncompatiblePartsError: names the grids, and an input size that would do.
+        """
         grids = {key: spec.grid(spec.size) for key, spec in encoders.items()}
         if len(set(grids.values())) > 1:
             shown = ", ".join(f"{key} {grid}" for key, grid in grids.items())
@@ -185,7 +189,14 @@ class Connector(nn.Module, ABC):
                 f"connector {cls.__name__} joins encoders by channel and needs equal grids, these have {shown}: choose "
                 f"encoders or input sizes whose grids agree"
             )
-        config.counts(view.bound(encoders), encoders)
+        try:
+            config.counts(view.bound(encoders), encoders)
+        except GridError as error:
+            if error.nearest is None:
+                raise
+            rows, cols = error.nearest
+            inputs = ", ".join(f"'{key}' {cols * s.stride}x{rows * s.stride}" for key, s in encoders.items())
+            raise IncompatiblePartsError(f"{error} (an input of {inputs} pixels)") from error
 
     def blocks(self) -> Sequence[nn.Module]:
         """The modules that are sharded one by one; by default the connector is one unit."""

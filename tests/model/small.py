@@ -30,7 +30,8 @@ XATTN: dict[str, dict[str, Any]] = {
     "connector": {"name": "perceiver", "num_latents": 4, "depth": 1, "heads": 2, "head_width": 8},
     "fusion": {"name": "xattn", "heads": 2, "head_width": 8},
 }
-FUSIONS = {"inline": INLINE, "xattn": XATTN}
+TILES = {"connector": {"name": "concat"}, "view": {"name": "split"}}
+FUSIONS = {"inline": INLINE, "xattn": XATTN, "inline-tiles": INLINE | TILES, "xattn-tiles": XATTN | TILES}
 TEXTS = ["what is it? a cat. three cats, how many? compare them: all the same, blue. hello there, general kenobi"] * 3
 
 
