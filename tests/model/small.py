@@ -83,3 +83,9 @@ def inputs(built: Built, samples: tuple[Sample, ...], prompt_only: bool = True) 
     documents: list[Document] = [built.composer.compose(sample, prompt_only) for sample in samples]
     pad_id = built.tokenizer.pad_token_id
     return pad(documents, Pictures(built.composer), pad_id if isinstance(pad_id, int) else 0)
+
+
+def distinct_crops(built: Built, samples: tuple[Sample, ...]) -> int:
+    """Crops of all images that are not the same."""
+    images = {image.key for sample in samples for image in sample.images}
+    return len(images) * len(built.composer.view.bound(built.composer.encoders).crops["main"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from beni.data.batch import pack
 from beni.errors import DataError
 from beni.model.build import Built
-from tests.model.small import CONVERSATIONS, inputs, make
+from tests.model.small import CONVERSATIONS, distinct_crops, inputs, make
 
 NEW = 8
 
@@ -46,7 +46,7 @@ def test_images_are_encoded_once(built: Built) -> None:
     hook = built.model.encoders["main"].register_forward_pre_hook(lambda module, args: crops.append(len(args[0])))
     generate(built, inputs(built, CONVERSATIONS), num_beams=2)
     hook.remove()
-    assert crops == [len({image.key for sample in CONVERSATIONS for image in sample.images})]
+    assert crops == [distinct_crops(built, CONVERSATIONS)]
 
 
 def test_decoding_sees_the_images(built: Built) -> None:
