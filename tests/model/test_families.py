@@ -53,7 +53,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
-    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8},
 }
 
 
@@ -160,7 +159,7 @@ def test_families_that_cannot_be_packed_are_refused(name: str) -> None:
         use_packed_attention(model)
 
 
-@pytest.mark.parametrize("name", ["falcon", "mpt", "gptj"])
+@pytest.mark.parametrize("name", ["falcon", "mpt"])
 def test_families_that_drop_the_context_are_refused(name: str) -> None:
     model = llm(name, REFUSED[name])
     with pytest.raises(IncompatiblePartsError, match=rf"{type(model).__name__}.*--fusion inline"):

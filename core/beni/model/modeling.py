@@ -133,7 +133,8 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: [B, T] tokens, `image_token_id` where visual tokens go; padded on the left for generation.
             attention_mask: [B, T] 0 on padding.
-            position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as in any causal LM.
+            position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as in any causal LM; so is `cache`
+                among the others, which transformers 5.24 passes for past_key_values.
             labels: [B, T] aligned with `input_ids`, -100 where there is none.
             pixel_values: [C, 3, h, w] crops of the batch's distinct images (several encoders: a dict by key).
             image_sizes: [U, 2] width and height of the distinct images.
@@ -170,16 +171,18 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             fusion_context = FusionContext(fusion_context.memory_MD, plan)
         elif uses_context:
             fusion_context = self._empty_context(inputs_embeds)
-        if position_ids is None and attention_mask is not None and past_key_values is None:
+        cached = {} if past_key_values is None else {"past_key_values": past_key_values}
+        starts = past_key_values is None and kwargs.get("cache") is None
+        if position_ids is None and attention_mask is not None and starts:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         extra = {} if fusion_context is None else {"fusion": fusion_context}
         out = self.llm(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
+            **cached,
             **extra,
             **kwargs,
         )
