@@ -107,7 +107,7 @@ def test_every_type_is_asked_often(splits: dict[str, Sequence[Sample]]) -> None:
     for samples in splits.values():
         counts = Counter(sample.tags["type"] for sample in samples)
         assert set(counts) == set(QUESTIONS)
-        assert min(counts.values()) > 0.09 * len(samples)
+        assert min(counts.values()) > 0.1 * len(samples)
     assert len(splits["unseen"]) >= 2000
 
 
@@ -200,11 +200,21 @@ def covered(shape: str, dx: np.ndarray, dy: np.ndarray, r: float) -> np.ndarray:
     }[shape]
 
 
+def between(mask: np.ndarray) -> np.ndarray:
+    """Also what lies between two pixels of its row and two of its column: where white meets the edge, it is grey."""
+    reach = [
+        np.flip(np.logical_or.accumulate(np.flip(mask, flipped), axis), flipped)
+        for axis in (0, 1)
+        for flipped in ((), (axis,))
+    ]
+    return np.logical_and.reduce(reach)
+
+
 def test_pictures_show_the_scene(splits: dict[str, Sequence[Sample]], scenes: dict[str, list[list[Item]]]) -> None:
     """From the pixels alone, the nearest colour and the best overlapping outline are the object's, by a margin."""
     palette = np.array(list(COLOURS.values()))
     centres = np.arange(64) + 0.5
-    for sample in splits["test"][::37]:
+    for sample in splits["test"][::23]:
         pixels = np.asarray(Image.open(io.BytesIO(sample.images[0].data)), dtype=float)
         assert pixels.shape == (64, 64, 3) and sample.images[0].size == (64, 64)
         for item in scenes["test"][number_of(sample)]:
@@ -215,20 +225,21 @@ def test_pictures_show_the_scene(splits: dict[str, Sequence[Sample]], scenes: di
             )
             dx, dy = centres[None] - item.x, centres[:, None] - item.y
             near = np.maximum(abs(dx), abs(dy)) <= item.side / 2
-            to_item, to_edge, to_ground = (((pixels - c) ** 2).sum(2) for c in (colour, OUTLINE, pixels[0, 0]))
-            painted = near & (np.minimum(to_item, to_edge) < to_ground)
+            to_item, to_ground = (((pixels - c) ** 2).sum(2) ** 0.5 for c in (colour, pixels[0, 0]))
+            half = ((pixels[0, 0] - OUTLINE) ** 2).sum() ** 0.5 / 2  # a pixel of the rim that is half covered
+            painted = between(near & ((to_ground > half) | (to_item < 20)))
             overlap = {}
             for shape in SHAPES:
                 there = covered(shape, dx, dy, item.side / 2)
                 overlap[shape] = (there & painted).sum() / (there | painted).sum()
             second, best = sorted(overlap.values())[-2:]
-            assert overlap[item.shape] == best > second + 0.02, (sample.id, item, overlap)
+            assert overlap[item.shape] == best > second + 0.1, (sample.id, item, overlap)
 
 
 def test_edges_are_dark_and_as_wide(splits: dict[str, Sequence[Sample]], scenes: dict[str, list[list[Item]]]) -> None:
     """Squares, whose edges can be counted: an outline of 1.25 pixels inside a side of s covers s² - (s - 2.5)²."""
     shares = []
-    for sample in splits["test"][::37]:
+    for sample in splits["test"][::23]:
         pixels = np.asarray(Image.open(io.BytesIO(sample.images[0].data)), dtype=float)
         for item in scenes["test"][number_of(sample)]:
             if item.shape == "square" and item.colour != "black":
