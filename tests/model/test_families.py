@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging import version
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -54,6 +56,14 @@ REFUSED: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
 }
+(FAMILIES if version.parse(transformers.__version__) >= version.parse("5.24") else REFUSED)["gptj"] = {
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "rotary_dim": 8,
+    "initializer_range": 0.1,
+}
+"""Its attention goes through transformers' interface since 5.24."""
 
 
 def llm(family: str, options: dict[str, Any], vocabulary: int = 300) -> PreTrainedModel:
@@ -159,7 +169,7 @@ def test_families_that_cannot_be_packed_are_refused(name: str) -> None:
         use_packed_attention(model)
 
 
-@pytest.mark.parametrize("name", ["falcon", "mpt"])
+@pytest.mark.parametrize("name", sorted({"falcon", "mpt", "gptj"} & REFUSED.keys()))
 def test_families_that_drop_the_context_are_refused(name: str) -> None:
     model = llm(name, REFUSED[name])
     with pytest.raises(IncompatiblePartsError, match=rf"{type(model).__name__}.*--fusion inline"):
