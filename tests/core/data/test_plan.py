@@ -57,6 +57,7 @@ def test_no_row_is_beyond_a_budget(sources: list[list[Sample]], seed: int) -> No
     for budget in (
         BUDGET,
         BatchConfig(rows=1, row_tokens=300, row_images=100, row_memory=9),
+        BatchConfig(rows=1, row_tokens=300, row_images=100, row_crops=5),
         BatchConfig(rows=1, row_tokens=90),
     ):
         plan = Plan(lengths_of(sources), (), budget, seed)
