@@ -8,6 +8,7 @@ Legend for shape suffixes, used everywhere in beni:
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -117,6 +118,12 @@ class Features:
     """One grid per crop; their counts sum to N."""
     prefix_CPD: Float[Tensor, "C P D"] | None = None
     """CLS and register tokens, or None."""
+
+    def runs(self) -> list[tuple[Grid, Float[Tensor, "C N D"]]]:
+        """Consecutive crops of one grid, batched: the grid, and [crops, tokens of each, D]."""
+        runs = [(grid, len(list(run))) for grid, run in groupby(self.grids)]
+        parts = self.tokens_ND.split([grid.count * crops for grid, crops in runs])
+        return [(grid, part.view(crops, grid.count, -1)) for part, (grid, crops) in zip(parts, runs, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ Shapes: C crops, D channels, h and w rows and columns of the merged grid, p and 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from math import lcm
 from typing import Any
 
@@ -74,10 +73,10 @@ class Concat(Connector):
 
     def project(self, features: Features) -> Float[Tensor, "V out"]:
         rows, cols = self.config.block
-        runs = [(grid, len(list(run))) for grid, run in groupby(features.grids)]
-        parts = features.tokens_ND.split([grid.count * crops for grid, crops in runs])
         merged = [
-            rearrange(part, "(c h p w q) d -> (c h w) (p q d)", c=crops, h=grid.rows // rows, p=rows, q=cols)
-            for part, (grid, crops) in zip(parts, runs, strict=True)
+            rearrange(
+                x_CND, "c (h p w q) d -> (c h w) (p q d)", h=grid.rows // rows, p=rows, w=grid.cols // cols, q=cols
+            )
+            for grid, x_CND in features.runs()
         ]
         return self.proj(torch.cat(merged))

@@ -9,9 +9,8 @@ the norm before the attention keeps the queries apart.
 Shapes: C crops, N tokens of a crop, Q latents, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Literal, cast
 
 import torch
@@ -78,16 +77,9 @@ class Perceiver(Connector):
             self.after = nn.Identity()
 
     def project(self, features: Features) -> Float[Tensor, "V out"]:
-        x_ND = self.before(features.tokens_ND)
-        latents = [self.resampler(x_CND) for x_CND in _by_grid(x_ND, features.grids)]
+        prepared = Features(self.before(features.tokens_ND), features.grids)
+        latents = [self.resampler(x_CND) for _, x_CND in prepared.runs()]
         return self.after(torch.cat(latents).flatten(0, 1))
-
-
-def _by_grid(x_ND: Tensor, grids: Sequence[Grid]) -> list[Float[Tensor, "C N D"]]:
-    """Runs of crops with the same number of tokens, batched."""
-    runs = [(count, len(list(run))) for count, run in groupby(grid.count for grid in grids)]
-    parts = x_ND.split([count * crops for count, crops in runs])
-    return [part.view(crops, count, -1) for part, (count, crops) in zip(parts, runs, strict=True)]
 
 
 class FlamingoResampler(nn.Module):
