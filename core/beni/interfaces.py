@@ -17,7 +17,7 @@ Arranging crops, counting, packing, dummy documents and generation happen in cor
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -28,7 +28,7 @@ from beni.config import Part, PartConfig
 from beni.errors import GridError, IncompatiblePartsError, PluginError
 from beni.nn.plan import CrossPlan
 from beni.sample import Sample
-from beni.types import Crop, EncoderSpec, Features, Grid, ImageLayout, Size, VisualTokens
+from beni.types import Crop, EncoderSpec, Features, Grid, ImageLayout, Size, VisualTokens, Windows
 
 # --------------------------------------------------------------------------------------------------------------- views
 
@@ -38,7 +38,7 @@ class View(ABC):
 
     beni_api: ClassVar[int]
     Config: ClassVar[type[PartConfig]]
-    needs_size: ClassVar[bool] = True
+    needs_size: bool = True
     """False where crops and counts are the same for images of every size: then headers need not be read."""
 
     def __init__(self, config: Any) -> None:
@@ -111,9 +111,21 @@ class VisionEncoder(nn.Module, ABC):
 # ---------------------------------------------------------------------------------------------------------- connectors
 
 
+class WindowSpec(NamedTuple):
+    """What a connector keeps of the encoders' maps beside each visual token."""
+
+    sizes: tuple[int, ...]
+    """Tokens of each encoder under one visual token."""
+    width: int
+    """Their channels."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectorConfig(PartConfig, ABC):
     """The counting half of a connector."""
+
+    needs_size: ClassVar[bool] = False
+    """Whether counts depend on an image's size where the view's crops do not (padding that is left out)."""
 
     @abstractmethod
     def out_grid(self, grid: Grid) -> Grid | int:
@@ -127,6 +139,10 @@ class ConnectorConfig(PartConfig, ABC):
         """Visual tokens of each block of an image. By default a block is a crop of the first encoder."""
         key = next(iter(encoders))
         return tuple(count_of(self.out_grid(encoders[key].grid(crop.canvas))) for crop in layout.crops[key])
+
+    def windows(self, encoders: Mapping[str, EncoderSpec]) -> WindowSpec | None:
+        """The windows that `VisualTokens` will hold, or None where the connector keeps none."""
+        return None
 
 
 class Connector(nn.Module, ABC):
@@ -218,6 +234,20 @@ class LLMSpec(NamedTuple):
     layers: int
 
 
+class VisualSpec(NamedTuple):
+    """What a fusion may know of the visual tokens."""
+
+    width: int
+    """Channels, as `FusionConfig.visual_width` asked."""
+    windows: WindowSpec | None = None
+    """What the connector keeps beside them."""
+
+
+Reads = Literal["nothing", "last", "run", "all"]
+"""Which images a text position reads in the visual memory: the last one at or before it in its document; the run of
+images without text between them that this one belongs to; all at or before it."""
+
+
 @dataclass(frozen=True, slots=True)
 class FusionConfig(PartConfig):
     """The counting half of a fusion; the base class is inline fusion."""
@@ -225,8 +255,18 @@ class FusionConfig(PartConfig):
     new_tokens: ClassVar[tuple[str, ...]] = ()
     """Tokens that the fusion writes into the text and that need an embedding of their own."""
 
-    uses_context: ClassVar[bool] = False
-    """Whether inserted blocks need a `FusionContext`."""
+    needs_windows: ClassVar[bool] = False
+    """Whether inserted blocks read what lies under visual tokens in the encoders' maps."""
+
+    @property
+    def reads(self) -> Reads:
+        """Which images a text position reads in the visual memory."""
+        return "nothing"
+
+    @property
+    def uses_context(self) -> bool:
+        """Whether inserted blocks need a `FusionContext`."""
+        return self.needs_windows or self.reads != "nothing"
 
     def spell(self, layout: ImageLayout, counts: tuple[int, ...]) -> list[str | int]:
         """An image's form in the text: strings, and numbers of positions that visual tokens take.
@@ -245,12 +285,22 @@ class FusionConfig(PartConfig):
 class FusionContext:
     """What the inserted blocks of a deep fusion see of a batch; explicit, one per batch.
 
-    `memory_MD` is the visual memory, all images one after another; `plan` says which slice of it each text position
-    reads; an empty slice gives exactly zero.
+    For cross-attention, `memory_MD` is the visual memory and `plan` says which slice of it each text position reads; an
+    empty slice gives exactly zero. For fusions that work on visual tokens inside the LLM, `at_V` are their positions
+    among all text positions (B·T), and `windows` what the connector kept for them.
     """
 
     memory_MD: Float[Tensor, "M D"]
     plan: CrossPlan
+    at_V: Int[Tensor, " V"]
+    windows: Windows | None = None
+
+    def step(self, length: int) -> "FusionContext":
+        """What the next `length` tokens of each row see, for decoding with a cache: no visual token is among them."""
+        device = self.memory_MD.device
+        none_V = self.at_V[:0]
+        windows = None if self.windows is None else self.windows.at(none_V)
+        return FusionContext(self.memory_MD, self.plan.step(length).to(device), none_V, windows)
 
 
 class Insert(NamedTuple):
@@ -266,17 +316,17 @@ class Fusion(nn.Module):
     Args:
         config: the part's `Config`.
         llm: the language model's sizes.
-        visual_width: channels of the visual tokens, as `config.visual_width` asked.
+        visual: what the connector makes.
     """
 
     beni_api: ClassVar[int]
     Config: ClassVar[type[FusionConfig]]
 
-    def __init__(self, config: Any, llm: LLMSpec, visual_width: int) -> None:
+    def __init__(self, config: Any, llm: LLMSpec, visual: VisualSpec) -> None:
         super().__init__()
         self.config = config
         self.llm = llm
-        self.visual_width = visual_width
+        self.visual = visual
 
     def embed(
         self, embeds_TD: Float[Tensor, "T D"], visual_VE: Float[Tensor, "V E"], at_V: Int[Tensor, " V"]

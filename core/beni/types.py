@@ -4,6 +4,7 @@ Legend for shape suffixes, used everywhere in beni:
     B rows of a padded batch   T positions of a row       D channels          V visual tokens of a batch
     C crops of a batch         N grid tokens of all crops P prefix tokens     I images of a batch
     M visual memory (xattn)    H heads                    L longest tree of a bucket
+    R encoder tokens under one visual token
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -127,12 +128,34 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """What lies under each visual token in the maps of the encoders, for a fusion that reads it inside the LLM."""
+
+    keys: tuple[Float[Tensor, "V _ C"], ...]
+    """For each encoder the R tokens of its map under every visual token."""
+    visible: tuple[Bool[Tensor, "V _"], ...]
+    """Which of them are picture, not padding."""
+    context_VC: Float[Tensor, "V C"]
+    """A summary of the image that the visual token belongs to."""
+
+    def at(self, index_V: Int[Tensor, " V"]) -> "Windows":
+        """Those of some visual tokens."""
+        return Windows(
+            tuple(keys[index_V] for keys in self.keys),
+            tuple(v[index_V] for v in self.visible),
+            self.context_VC[index_V],
+        )
+
+
+@dataclass(frozen=True)
 class VisualTokens:
     """What a connector returns: the visual tokens of a batch in image order."""
 
     tokens_VD: Float[Tensor, "V D"]
     counts: tuple[tuple[int, ...], ...]
     """For each image, the tokens of each of its blocks (a crop, or a merged map)."""
+    windows: Windows | None = None
+    """From a connector that keeps the encoders' maps."""
 
 
 class Segment(NamedTuple):

@@ -31,7 +31,16 @@ XATTN: dict[str, dict[str, Any]] = {
     "fusion": {"name": "xattn", "heads": 2, "head_width": 8},
 }
 TILES = {"connector": {"name": "concat"}, "view": {"name": "split"}}
-FUSIONS = {"inline": INLINE, "xattn": XATTN, "inline-tiles": INLINE | TILES, "xattn-tiles": XATTN | TILES}
+MLLAMA = XATTN | {"fusion": {**XATTN["fusion"], "variant": "mllama", "kv_heads": 1}}
+ALL_IMAGES = XATTN | {"fusion": {**XATTN["fusion"], "images": "all"}}
+FUSIONS = {
+    "inline": INLINE,
+    "xattn": XATTN,
+    "inline-tiles": INLINE | TILES,
+    "xattn-tiles": XATTN | TILES,
+    "mllama": MLLAMA,
+    "xattn-all": ALL_IMAGES,
+}
 TEXTS = ["what is it? a cat. three cats, how many? compare them: all the same, blue. hello there, general kenobi"] * 3
 
 

@@ -229,7 +229,9 @@ def test_inserts_run_on_their_side_of_the_layer(before: bool) -> None:
     else:
         layer.register_forward_hook(lambda module, args, out: out * 2)
     attach(model, {1: Insert(Double(), before)})
-    nothing = FusionContext(torch.zeros(1, 4), plan_cross([(0, 6)], np.zeros((6, 2), dtype=np.int64)))
+    nothing = FusionContext(
+        torch.zeros(1, 4), plan_cross([(0, 6)], np.zeros((6, 2), dtype=np.int64)), torch.empty(0, dtype=torch.long)
+    )
     ids = torch.arange(6)[None]
     with torch.no_grad():
         assert torch.equal(model(ids, fusion=nothing).logits, plain(ids).logits)

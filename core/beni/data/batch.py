@@ -11,8 +11,9 @@ from torch import Tensor
 
 from beni.data.document import IGNORE, Composer, Document, DocumentImage
 from beni.data.images import blank_image, draw, load_image, mean_colour, to_pixels
+from beni.data.memory import Reader, plan_memory
 from beni.errors import ImageError
-from beni.nn.plan import CrossPlan, RowPlan, plan_cross, plan_row
+from beni.nn.plan import CrossPlan, RowPlan, plan_row
 from beni.nn.plan import trees as trees_of
 from beni.sample import Sample, Turn
 from beni.types import Crop, ImageLayout, Segment, Size
@@ -33,16 +34,27 @@ class VisualInput:
 
 
 class Placement:
-    """Where visual tokens go: text positions `at_V` take the visual tokens `source_V`; `cross` plans deep fusion."""
+    """Where visual tokens go.
 
-    def __init__(self, at_V: Int[Tensor, " V"], source_V: Int[Tensor, " V"], cross: CrossPlan | None) -> None:
+    Text positions `at_V` take the visual tokens `source_V`. The visual memory is made of the tokens `memory_M` (None:
+    of all, in order), and `cross` says who reads what in it.
+    """
+
+    def __init__(
+        self,
+        at_V: Int[Tensor, " V"],
+        source_V: Int[Tensor, " V"],
+        memory_M: Int[Tensor, " M"] | None,
+        cross: CrossPlan,
+    ) -> None:
         self.at_V = at_V
         self.source_V = source_V
+        self.memory_M = memory_M
         self.cross = cross
 
     def to(self, device: torch.device) -> "Placement":
-        cross = None if self.cross is None else self.cross.to(device)
-        return Placement(self.at_V.to(device), self.source_V.to(device), cross)
+        memory_M = None if self.memory_M is None else self.memory_M.to(device)
+        return Placement(self.at_V.to(device), self.source_V.to(device), memory_M, self.cross.to(device))
 
 
 class PackedBatch:
@@ -199,18 +211,24 @@ def _place(row: _Row, ids: np.ndarray, order: Sequence[DocumentImage], composer:
     at = np.flatnonzero(ids == composer.image_token)
     source = [np.arange(starts[n], starts[n + 1]) for n in (number[i.ref.key] for _, _, i in row.images)]
     source_V = np.concatenate(source) if len(at) else np.empty(0, dtype=np.int64)
-    cross = None
-    if composer.fusion.uses_context:
-        spans = np.zeros((len(ids), 2), dtype=np.int64)
-        for index, segment in enumerate(row.segments):
-            if segment.parent >= 0:
-                spans[segment.start : segment.end] = spans[row.segments[segment.parent].end - 1]
-            for owner, position, image in row.images:
-                if owner == index:
-                    n = number[image.ref.key]
-                    spans[position : segment.end] = starts[n], starts[n + 1]
-        cross = plan_cross([(tree[0].start, tree[-1].end) for tree in trees_of(row.segments)], spans)
-    return Placement(torch.from_numpy(at), torch.from_numpy(source_V), cross)
+    readers: list[Reader] = []
+    for index, segment in enumerate(row.segments):
+        inherited = readers[segment.parent].images if segment.parent >= 0 else ()
+        own = tuple((position, number[image.ref.key]) for owner, position, image in row.images if owner == index)
+        readers.append(Reader(segment.start, segment.end, inherited + own))
+    ranges = [(tree[0].start, tree[-1].end) for tree in trees_of(row.segments)]
+    return place(at, source_V, plan_memory(readers, ranges, starts, len(ids), composer.fusion.reads))
+
+
+def place(at: np.ndarray, source: np.ndarray, memory: tuple[np.ndarray | None, CrossPlan]) -> Placement:
+    """A placement from indices made on the host."""
+    memory_M, cross = memory
+    return Placement(
+        torch.from_numpy(at),
+        torch.from_numpy(source),
+        None if memory_M is None else torch.from_numpy(memory_M),
+        cross,
+    )
 
 
 def memory_starts(counts: Sequence[tuple[int, ...]]) -> np.ndarray:
@@ -263,7 +281,7 @@ class Pictures:
 
     def _fitted(self, image: DocumentImage, picture: Image.Image) -> Mapping[str, tuple[Crop, ...]]:
         """The planned crops, with boxes of the real size where the plan did not need to know it."""
-        if self.composer.view.needs_size:
+        if self.composer.needs_size:
             return image.layout.crops
         return self.composer.view.layout(Size(*picture.size), self.composer.encoders).crops
 

@@ -125,9 +125,12 @@ class Composer:
 
     def layout(self, ref: ImageRef) -> ImageLayout:
         """How an image is cut; reads the file's header only where the size matters."""
-        return (
-            self.view.layout(image_size(ref), self.encoders) if self.view.needs_size else self.view.bound(self.encoders)
-        )
+        return self.view.layout(image_size(ref), self.encoders) if self.needs_size else self.view.bound(self.encoders)
+
+    @property
+    def needs_size(self) -> bool:
+        """Whether crops or counts depend on an image's size."""
+        return self.view.needs_size or self.connector.needs_size
 
     def spell(self, layout: ImageLayout, counts: tuple[int, ...]) -> list[int]:
         """The token ids of an image's form in the text."""

@@ -24,14 +24,24 @@ from transformers.modeling_outputs import ModelOutput
 
 from beni.data.batch import PackedBatch, Placement, VisualInput
 from beni.errors import DataError
-from beni.interfaces import Connector, Fusion, FusionContext, LLMSpec, VisionEncoder, load
+from beni.interfaces import (
+    Connector,
+    ConnectorConfig,
+    Fusion,
+    FusionConfig,
+    FusionContext,
+    LLMSpec,
+    VisionEncoder,
+    VisualSpec,
+    load,
+)
 from beni.model.config import BeniConfig
 from beni.model.llm import NewTokens, attach, decoder_layers, use_packed_attention
 from beni.model.loss import summed_cross_entropy
 from beni.model.placement import layouts_of, place_padded
 from beni.nn.norms import hold_batch_norms
 from beni.nn.plan import plan_cross
-from beni.types import VisualTokens
+from beni.types import EncoderSpec, VisualTokens, Windows
 
 
 @dataclass
@@ -76,10 +86,9 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embedding = self.llm.get_input_embeddings()
         sizes = LLMSpec(embedding.weight.shape[1], len(decoder_layers(self.llm)))
         connector, fusion = config.part("connector"), config.part("fusion")
-        encoder_width = sum(spec.width for spec in specs.values())
-        width = fusion.config.visual_width(sizes, encoder_width)  # type: ignore[attr-defined]
-        self.connector: Connector = load("connector", connector)(connector.config, specs, width)
-        self.fusion: Fusion = load("fusion", fusion)(fusion.config, sizes, width)
+        visual = visual_spec(connector.config, fusion.config, specs, sizes)  # type: ignore[arg-type]
+        self.connector: Connector = load("connector", connector)(connector.config, specs, visual.width)
+        self.fusion: Fusion = load("fusion", fusion)(fusion.config, sizes, visual)
         self.new_tokens = NewTokens(config.new_token_ids, config.predicted_tokens, sizes.width)
         attach(self.llm, self.fusion.inserts())
         self.llm.get_output_embeddings().register_forward_hook(self.new_tokens.extend_logits)
@@ -152,7 +161,6 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.new_tokens.embed(input_ids, self.get_input_embeddings())
-        uses_context = self.fusion.config.uses_context
         if pixel_values is not None:
             if input_ids is None or image_sizes is None or image_index is None or image_at is None:
                 raise DataError(
@@ -162,14 +170,13 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixels = pixel_values if isinstance(pixel_values, Mapping) else {next(iter(self.encoders)): pixel_values}
             visual = self.see(VisualInput(pixels, layouts_of(image_sizes, self.config)))
             placement = place_padded(
-                input_ids, image_index, image_at, visual, self.config.image_token_id, uses_context
+                input_ids, image_index, image_at, visual, self.config.image_token_id, self.fusion.config.reads
             ).to(inputs_embeds.device)
             inputs_embeds = self._fuse(inputs_embeds.flatten(0, 1), visual, placement).view_as(inputs_embeds)
-            fusion_context = _context(visual, placement)
+            fusion_context = self._context(visual, placement)
         elif fusion_context is not None:
-            plan = fusion_context.plan.step(inputs_embeds.shape[1]).to(inputs_embeds.device)
-            fusion_context = FusionContext(fusion_context.memory_MD, plan)
-        elif uses_context:
+            fusion_context = fusion_context.step(inputs_embeds.shape[1])
+        elif self.fusion.config.uses_context:
             fusion_context = self._empty_context(inputs_embeds)
         cached = {} if past_key_values is None else {"past_key_values": past_key_values}
         starts = past_key_values is None and kwargs.get("cache") is None
@@ -204,20 +211,35 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _fuse(self, embeds_TD: Tensor, visual: VisualTokens, placement: Placement) -> Tensor:
         return self.fusion.embed(embeds_TD, visual.tokens_VD[placement.source_V], placement.at_V)
 
+    def _context(self, visual: VisualTokens, placement: Placement) -> FusionContext | None:
+        """What inserted blocks see of a batch, if there are any."""
+        if not self.fusion.config.uses_context:
+            return None
+        memory_MD = visual.tokens_VD if placement.memory_M is None else visual.tokens_VD[placement.memory_M]
+        windows = None if visual.windows is None else visual.windows.at(placement.source_V)
+        return FusionContext(memory_MD, placement.cross, placement.at_V, windows)
+
     def _empty_context(self, embeds_BTD: Tensor) -> FusionContext:
         """What text without any image sees: the blocks of a deep fusion run, and read nothing."""
         rows, length, _ = embeds_BTD.shape
         plan = plan_cross(
             [(row * length, (row + 1) * length) for row in range(rows)], np.zeros((rows * length, 2), int)
         )
-        return FusionContext(embeds_BTD.new_zeros(1, self.fusion.visual_width), plan.to(embeds_BTD.device))
+        spec = self.fusion.visual
+        none_V = torch.empty(0, dtype=torch.long, device=embeds_BTD.device)
+        windows = spec.windows and Windows(
+            keys=tuple(embeds_BTD.new_zeros(0, size, spec.windows.width) for size in spec.windows.sizes),
+            visible=tuple(none_V.new_zeros(0, size, dtype=torch.bool) for size in spec.windows.sizes),
+            context_VC=embeds_BTD.new_zeros(0, spec.windows.width),
+        )
+        return FusionContext(embeds_BTD.new_zeros(1, spec.width), plan.to(embeds_BTD.device), none_V, windows)
 
     def _packed_loss(self, batch: PackedBatch) -> Tensor:
         """Summed cross-entropy of a packed row; logits exist only where there is a target."""
         visual = self.see(batch.visual)
         embeds_TD = self.new_tokens.embed(batch.ids_T, self.get_input_embeddings())
         embeds_TD = self._fuse(embeds_TD, visual, batch.placement)
-        context = _context(visual, batch.placement)
+        context = self._context(visual, batch.placement)
         extra = {} if context is None else {"fusion": context}
         # a 4-D mask passes through transformers untouched; the attention function reads `segments` instead
         untouched = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds_TD.device)
@@ -260,8 +282,12 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return input_ids, kwargs | images
 
 
-def _context(visual: VisualTokens, placement: Placement) -> FusionContext | None:
-    return None if placement.cross is None else FusionContext(visual.tokens_VD, placement.cross)
+def visual_spec(
+    connector: ConnectorConfig, fusion: FusionConfig, encoders: Mapping[str, EncoderSpec], llm: LLMSpec
+) -> VisualSpec:
+    """What the connector of a model makes for its fusion."""
+    width = fusion.visual_width(llm, sum(spec.width for spec in encoders.values()))
+    return VisualSpec(width, connector.windows(encoders))
 
 
 AutoConfig.register(BeniConfig.model_type, BeniConfig)

@@ -1,14 +1,13 @@
 """Where visual tokens go in padded rows; the packed row's counterpart is made by the data workers."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from beni.data.batch import Placement, memory_starts
+from beni.data.batch import Placement, memory_starts, place
+from beni.data.memory import Reader, plan_memory
 from beni.errors import DataError
-from beni.interfaces import load
+from beni.interfaces import Reads, load
 from beni.model.config import BeniConfig
-from beni.nn.plan import plan_cross
 from beni.types import ImageLayout, Size, VisualTokens
 
 
@@ -26,7 +25,7 @@ def place_padded(
     image_at: Tensor,
     visual: VisualTokens,
     image_token: int,
-    uses_context: bool,
+    reads: Reads,
 ) -> Placement:
     """Plan a padded batch.
 
@@ -36,29 +35,27 @@ def place_padded(
         image_at: [B, J] where in its row an image's text form starts.
         visual: tokens of the distinct images.
         image_token: the placeholder's id.
-        uses_context: whether text reads a visual memory.
+        reads: which images a text position reads in the visual memory.
 
     Raises:
         DataError: placeholders and visual tokens differ in number.
     """
     rows, length = input_ids.shape
     starts = memory_starts(visual.counts)
-    shown = [[i for i in row if i >= 0] for row in image_index.tolist()]
-    at = (input_ids.flatten() == image_token).nonzero()[:, 0]
-    source = [np.arange(starts[i], starts[i + 1]) for row in shown for i in row]
-    if uses_context and not len(at):
+    shown = [
+        [(row * length + at, index) for index, at in zip(indices, ats, strict=True) if index >= 0]
+        for row, (indices, ats) in enumerate(zip(image_index.tolist(), image_at.tolist(), strict=True))
+    ]
+    at = (input_ids.flatten() == image_token).nonzero()[:, 0].cpu().numpy()
+    source = [np.arange(starts[i], starts[i + 1]) for row in shown for _, i in row]
+    if reads != "nothing" and not len(at):
         source = []  # visual tokens are a memory beside the text, and take no places in it
-    source_V = torch.from_numpy(np.concatenate(source)) if source else torch.empty(0, dtype=torch.long)
+    source_V = np.concatenate(source) if source else np.empty(0, dtype=np.int64)
     if len(source_V) != len(at):
         raise DataError(
             f"the batch has {len(at)} places for visual tokens but its images give {len(source_V)}: the processor and "
             f"the model must come from the same folder"
         )
-    cross = None
-    if uses_context:
-        spans = np.zeros((rows * length, 2), dtype=np.int64)
-        for row, (images, begins) in enumerate(zip(shown, image_at.tolist(), strict=True)):
-            for image, begin in zip(images, begins, strict=False):
-                spans[row * length + begin : (row + 1) * length] = starts[image], starts[image + 1]
-        cross = plan_cross([(row * length, (row + 1) * length) for row in range(rows)], spans)
-    return Placement(at, source_V, cross)
+    ranges = [(row * length, (row + 1) * length) for row in range(rows)]
+    readers = [Reader(*range_, tuple(images)) for range_, images in zip(ranges, shown, strict=True)]
+    return place(at, source_V, plan_memory(readers, ranges, starts, rows * length, reads))

@@ -55,20 +55,23 @@ def packed_attention(
 
 def cross_attention(
     q_THK: Float[Tensor, "T H K"],
-    k_MHK: Float[Tensor, "M H K"],
-    v_MHK: Float[Tensor, "M H K"],
+    k_MGK: Float[Tensor, "M G K"],
+    v_MGK: Float[Tensor, "M G K"],
     plan: CrossPlan,
     scale: float | None = None,
 ) -> Float[Tensor, "T H K"]:
-    """Attention of text positions to their slices of the visual memory; exactly zero where the slice is empty."""
+    """Attention of text positions to their slices of the visual memory; exactly zero where the slice is empty.
+
+    G key heads are each shared by H / G query heads.
+    """
     outputs = []
     for index_BL, memory_BM, mask_B1LM in plan.buckets:
         q = rearrange(q_THK[index_BL], "B L H K -> B H L K")
-        k, v = (rearrange(x[memory_BM], "B M H K -> B H M K") for x in (k_MHK, v_MHK))
+        k, v = (rearrange(x[memory_BM], "B M G K -> B G M K") for x in (k_MGK, v_MGK))
         out = _attend(q, k, v, mask_B1LM, scale, softcap=None, dropout=0.0, causal=False)
         outputs.append(rearrange(out, "B H L K -> (B L) H K"))
     # all three stay in the graph of a batch in which nobody reads anything: every rank must send its gradients
-    unread = 0 * (q_THK[:1] + (k_MHK[:1] + v_MHK[:1]).sum())
+    unread = 0 * (q_THK[:1] + (k_MGK[:1] + v_MGK[:1]).sum())
     return torch.cat([*outputs, unread])[plan.slot_T]
 
 

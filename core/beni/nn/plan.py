@@ -77,23 +77,25 @@ class CrossPlan:
     """Cross-attention from flat text positions to slices of a flat visual memory.
 
     Each bucket is (text positions `index_BL`, memory positions `memory_BM`, `mask_B1LM`). `slot_T` points into the
-    buckets' outputs followed by one zero row, where positions that see nothing point. `last_B2` holds the span at the
-    end of each tree (or padded row), which is what tokens decoded behind it see.
+    buckets' outputs followed by one zero row, where positions that see nothing point. `sees_T` tells the others from
+    those. `last_B2` holds the span at the end of each tree (or padded row), which is what tokens decoded behind it see.
     """
 
     def __init__(
         self,
         buckets: Sequence[tuple[Tensor, Tensor, Tensor]],
         slot_T: Int[Tensor, " T"],
+        sees_T: Bool[Tensor, " T"],
         last_B2: np.ndarray,
     ) -> None:
         self.buckets = tuple(buckets)
         self.slot_T = slot_T
+        self.sees_T = sees_T
         self.last_B2 = last_B2
 
     def to(self, device: torch.device) -> "CrossPlan":
         buckets = [(i.to(device), m.to(device), mask.to(device)) for i, m, mask in self.buckets]
-        return CrossPlan(buckets, self.slot_T.to(device), self.last_B2)
+        return CrossPlan(buckets, self.slot_T.to(device), self.sees_T.to(device), self.last_B2)
 
     def step(self, length: int) -> "CrossPlan":
         """The plan of the next `length` tokens of each row, for decoding with a cache."""
@@ -185,7 +187,8 @@ def plan_cross(ranges: Sequence[tuple[int, int]], spans: np.ndarray) -> CrossPla
         buckets.append((torch.from_numpy(index), torch.from_numpy(memory_BM), torch.from_numpy(mask)[:, None]))
         order.append(np.where(reads, index, -1).ravel())
     last_B2 = np.array([spans[end - 1] for _, end in ranges]).reshape(-1, 2)
-    return CrossPlan(buckets, torch.from_numpy(_slots(order, len(spans))), last_B2)
+    sees_T = torch.from_numpy(spans[:, 1] > spans[:, 0])
+    return CrossPlan(buckets, torch.from_numpy(_slots(order, len(spans))), sees_T, last_B2)
 
 
 def _tree_length(tree: Sequence[Segment]) -> int:

@@ -135,7 +135,7 @@ def _source(rows: Rows, batch: PackedBatch, number: int, image: DocumentImage) -
     picture = load_image(image.ref)
     composer = rows.composer
     size = Size(*picture.size)
-    layout = image.layout if composer.view.needs_size else composer.view.layout(size, composer.encoders)
+    layout = image.layout if composer.needs_size else composer.view.layout(size, composer.encoders)
     encoders = []
     for key, spec in composer.encoders.items():
         crops = layout.crops[key]

@@ -1,7 +1,7 @@
 """One crop per image: squashed to the encoder's input, or padded to keep the aspect ratio."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from beni.config import PartConfig
 from beni.interfaces import View
@@ -19,7 +19,7 @@ class Single(View):
 
     beni_api = 1
     Config = SingleConfig
-    needs_size: ClassVar[bool] = False
+    needs_size = False
 
     def crops(self, size: Size, spec: EncoderSpec) -> tuple[Crop, ...]:
         canvas = spec.size

@@ -6,7 +6,6 @@ al. 2024, arXiv 2403.13043).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from beni.config import PartConfig
 from beni.errors import ConfigError
@@ -31,7 +30,7 @@ class Split(View):
 
     beni_api = 1
     Config = SplitConfig
-    needs_size: ClassVar[bool] = False
+    needs_size = False
 
     def crops(self, size: Size, spec: EncoderSpec) -> tuple[Crop, ...]:
         canvas, count = spec.size, self.config.tiles

@@ -1,13 +1,16 @@
-"""Gated cross-attention equals OpenFlamingo's."""
+"""Gated cross-attention equals OpenFlamingo's and Llama 3.2 Vision's."""
+
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
 from beni.errors import ConfigError
-from beni.interfaces import FusionContext, LLMSpec
+from beni.interfaces import FusionContext, LLMSpec, VisualSpec
+from beni.nn.blocks import SwiGlu
 from beni.nn.plan import plan_cross
-from beni_plugins.fusions.xattn import CrossAttention, CrossAttentionConfig, GatedCrossAttentionBlock
+from beni_plugins.fusions.xattn import CrossAttention, CrossAttentionConfig, FlamingoBlock, MllamaBlock
 from tests.golden.reference import assert_numbers, det, fill, golden, load_reference
 
 
@@ -28,13 +31,15 @@ def immediate(media: torch.Tensor, locations: torch.Tensor) -> FusionContext:
             spans.append((first, first + latents) if seen else (0, 0))
     length = locations.shape[1]
     ranges = [(row * length, (row + 1) * length) for row in range(rows)]
-    return FusionContext(media.flatten(0, 2), plan_cross(ranges, np.array(spans)))
+    return reading(media.flatten(0, 2), ranges, spans)
+
+
+def reading(memory: torch.Tensor, ranges: list[tuple[int, int]], spans: list[tuple[int, int]]) -> FusionContext:
+    return FusionContext(memory, plan_cross(ranges, np.array(spans)), torch.empty(0, dtype=torch.long))
 
 
 def test_reference_numbers() -> None:
-    block = fill(
-        GatedCrossAttentionBlock(CrossAttentionConfig(heads=2, head_width=4, ff_multiple=2), 8, 6), reference_name
-    )
+    block = fill(FlamingoBlock(CrossAttentionConfig(heads=2, head_width=4, ff_multiple=2), 8, 6), reference_name)
     context = immediate(det((1, 2, 3, 6), 54), torch.tensor([[0, 1, 0, 0, 1, 0]]))
     assert_numbers(
         block(det((1, 6, 8), 53), context),
@@ -47,15 +52,69 @@ def test_reference_numbers() -> None:
 
 def test_reference_file() -> None:
     file = golden("flamingo_gated_xattn")
-    block = GatedCrossAttentionBlock(CrossAttentionConfig(heads=4, head_width=8), 32, 24)
+    block = FlamingoBlock(CrossAttentionConfig(heads=4, head_width=8), 32, 24)
     load_reference(block, file["w"], reference_name)
     context = immediate(file["in"]["media"], file["in"]["media_locations"])
     torch.testing.assert_close(block(file["in"]["x"], context), file["out"]["y"], rtol=1e-4, atol=1e-5)
 
 
-def test_closed_gates_change_nothing() -> None:
+def mllama_name(name: str) -> str:
+    """The reference's attention is a module of its own, and its gates have longer names."""
+    head = name.split(".")[0]
+    if head in ("attn_gate", "ff_gate"):
+        return {"attn_gate": "cross_attn_attn_gate", "ff_gate": "cross_attn_mlp_gate"}[head]
+    return f"cross_attn.{name}" if head in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm") else name
+
+
+MLLAMA: dict[str, Any] = {"variant": "mllama", "heads": 4, "kv_heads": 2}
+
+
+def test_mllama_numbers() -> None:
+    """Two images of two tiles, of which the second has only one; the first token sees none (Meta's rule)."""
+    block = MllamaBlock(CrossAttentionConfig(**MLLAMA, head_width=4), 16, 16)
+    block.mlp = SwiGlu(16, 24, 16)
+    fill(block, mllama_name)
+    context = reading(det((1, 12, 16), 62)[0], [(0, 5)], [(0, 0), (0, 6), (0, 6), (6, 9), (6, 9)])
+    assert_numbers(
+        block(det((1, 5, 16), 61), context),
+        -2.4354376726,
+        485.3164574145,
+        [-0.3789811885, -0.4999718431, -0.3858179276, -0.0902078122],
+        [6.8957945622, 3.8378837283],
+        rtol=1e-6,  # the reference's norms compute in float32
+    )
+
+
+def test_mllama_file() -> None:
+    """Text that sees an image: elsewhere the reference attends to everything, where Meta's rule gives nothing."""
+    file = golden("mllama_xattn")
+    block = MllamaBlock(CrossAttentionConfig(**MLLAMA, head_width=8, ff_multiple=2), 32, 32)
+    load_reference(block, file["w"], mllama_name)
+    sees, visual = file["in"]["row_mask"][:, 0, :, 0].bool(), file["in"]["visual"]
+    visible = file["in"]["additive_mask"][:, 0] > -1
+    spans = []
+    for row in range(2):
+        for position in range(7):
+            at = visible[row, position].nonzero()[:, 0] + row * 10
+            assert not sees[row, position] or at[-1] - at[0] + 1 == len(at)
+            spans.append((int(at[0]), int(at[-1]) + 1) if sees[row, position] else (0, 0))
+    x_BTD = file["in"]["hidden"]
+    out_BTD = block(x_BTD, reading(visual.flatten(0, 1), [(0, 7), (7, 14)], spans))
+    torch.testing.assert_close(out_BTD[sees], file["out"]["hidden"][sees], rtol=1e-4, atol=1e-5)
+    assert torch.equal(out_BTD[~sees], x_BTD[~sees])
+    assert 0 < sees.sum() < sees.numel()
+
+
+@pytest.mark.parametrize(("variant", "reads"), [("flamingo", "last"), ("mllama", "run")])
+def test_what_a_token_reads(variant: Literal["flamingo", "mllama"], reads: str) -> None:
+    assert CrossAttentionConfig(variant=variant).reads == reads
+    assert CrossAttentionConfig(variant=variant, images="all").reads == "all"
+
+
+@pytest.mark.parametrize("block_class", [FlamingoBlock, MllamaBlock])
+def test_closed_gates_change_nothing(block_class: type[torch.nn.Module]) -> None:
     torch.manual_seed(0)
-    block = GatedCrossAttentionBlock(CrossAttentionConfig(heads=2, head_width=4), 8, 6)
+    block = block_class(CrossAttentionConfig(heads=2, head_width=4), 8, 6)
     x_BTD = torch.randn(1, 6, 8)
     context = immediate(torch.randn(1, 2, 3, 6), torch.tensor([[0, 1, 0, 0, 1, 0]]))
     assert torch.equal(block(x_BTD, context), x_BTD)
@@ -63,7 +122,7 @@ def test_closed_gates_change_nothing() -> None:
 
 @pytest.mark.parametrize(("every", "layers"), [(1, [0, 1, 2, 3]), (2, [1, 3]), (3, [2]), (4, [3])])
 def test_a_block_before_every_nth_layer(every: int, layers: list[int]) -> None:
-    fusion = CrossAttention(CrossAttentionConfig(every=every, heads=1, head_width=4), LLMSpec(8, 4), 6)
+    fusion = CrossAttention(CrossAttentionConfig(every=every, heads=1, head_width=4), LLMSpec(8, 4), VisualSpec(6))
     assert list(fusion.inserts()) == layers
     assert all(insert.before for insert in fusion.inserts().values())
 
@@ -71,5 +130,16 @@ def test_a_block_before_every_nth_layer(every: int, layers: list[int]) -> None:
 def test_refuses_a_fusion_without_blocks() -> None:
     with pytest.raises(ConfigError, match=r"every 5th layer.*--fusion.every"):
         CrossAttention.check(CrossAttentionConfig(every=5), LLMSpec(8, 4))
-    with pytest.raises(ConfigError, match="every"):
+    with pytest.raises(ConfigError, match=r"before layer 4.*0 to 3.*--fusion.layers"):
+        CrossAttention.check(CrossAttentionConfig(layers=(1, 4)), LLMSpec(8, 4))
+    with pytest.raises(ConfigError, match=r"--fusion\.every"):
         CrossAttentionConfig(every=0)
+    with pytest.raises(ConfigError, match=r"--fusion\.layers"):
+        CrossAttentionConfig(layers=(1, 1))
+    with pytest.raises(ConfigError, match=r"--fusion.kv-heads 3 .* heads 4"):
+        CrossAttentionConfig(variant="mllama", kv_heads=3)
+
+
+def test_a_block_before_each_layer_of_a_list() -> None:
+    fusion = CrossAttention(CrossAttentionConfig(layers=(0, 3), heads=1, head_width=4), LLMSpec(8, 4), VisualSpec(6))
+    assert list(fusion.inserts()) == [0, 3]
