@@ -164,17 +164,22 @@ class Connector(nn.Module, ABC):
         self.in_width = sum(spec.width for spec in encoders.values())
         self.out_width = out_width
 
-    @abstractmethod
     def project(self, features: Features) -> Float[Tensor, "V out"]:
         """The visual tokens of all crops, crop after crop, each as many as `config.out_grid` said."""
+        raise NotImplementedError(f"{type(self).__name__} must implement `project`, or `forward` as a whole")
 
     def forward(self, features: Mapping[str, Features], layouts: Sequence[ImageLayout]) -> VisualTokens:
-        """Join the encoders, project, and check the count that was promised.
+        """Join the encoders and project; a connector that looks across crops or encoders does it its own way."""
+        return self.checked(self.project(self.join(features)), layouts)
+
+    def checked(
+        self, tokens_VD: Float[Tensor, "V out"], layouts: Sequence[ImageLayout], windows: Windows | None = None
+    ) -> VisualTokens:
+        """The visual tokens of a batch, if they are as many as was promised.
 
         Raises:
             PluginError: the part returned another number of tokens than its config declared.
         """
-        tokens_VD = self.project(self.join(features))
         counts = tuple(self.config.counts(layout, self.encoders) for layout in layouts)
         declared = sum(map(sum, counts))
         if tokens_VD.shape != (declared, self.out_width):
@@ -182,14 +187,14 @@ class Connector(nn.Module, ABC):
                 f"connector {type(self).__name__} returned {tuple(tokens_VD.shape)} for a batch of which its config "
                 f"declared {declared} tokens of {self.out_width} channels: `project` and `out_grid` must agree"
             )
-        return VisualTokens(tokens_VD, counts)
+        return VisualTokens(tokens_VD, counts, windows)
 
     def join(self, features: Mapping[str, Features]) -> Features:
         """One encoder's features, or several encoders' concatenated by channel where their grids agree."""
-        first, *others = features.values()
+        first, *others = (features[key] for key in self.encoders)
         if not others:
             return first
-        return Features(torch.cat([f.tokens_ND for f in features.values()], dim=-1), first.grids)
+        return Features(torch.cat([f.tokens_ND for f in (first, *others)], dim=-1), first.grids)
 
     @classmethod
     def check(cls, config: Any, view: View, encoders: Mapping[str, EncoderSpec]) -> None:
@@ -343,8 +348,8 @@ class Fusion(nn.Module):
         return [insert.block for insert in self.inserts().values()]
 
     @classmethod
-    def check(cls, config: Any, llm: LLMSpec) -> None:
-        """Refuse a language model this fusion cannot work with, before anything is allocated."""
+    def check(cls, config: Any, llm: LLMSpec, visual: VisualSpec) -> None:
+        """Refuse a language model or visual tokens this fusion cannot work with, before it is allocated."""
 
 
 # ----------------------------------------------------------------------------------------------------- language models

@@ -1,10 +1,12 @@
 """Models of a few thousand parameters, images of noise, and the conversations that tests are about."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from beni.config import RunConfig, run_config_from_dict
 from beni.data.batch import Pictures
@@ -33,25 +35,33 @@ XATTN: dict[str, dict[str, Any]] = {
 TILES = {"connector": {"name": "concat"}, "view": {"name": "split"}}
 MLLAMA = XATTN | {"fusion": {**XATTN["fusion"], "variant": "mllama", "kv_heads": 1}}
 ALL_IMAGES = XATTN | {"fusion": {**XATTN["fusion"], "images": "all"}}
-FUSIONS = {
+COARSE = ENCODER | {"width": 24, "merge": 2}
+SVA = {
+    "encoders": {"main": ENCODER, "coarse": COARSE},
+    "connector": {"name": "sva", "sides": [2], "width": 16, "heads": 2, "depth": 1},
+    "fusion": {"name": "sva", "heads": 2},
+    "view": {"name": "single", "fit": "pad"},
+}
+FUSIONS: dict[str, dict[str, Any]] = {
     "inline": INLINE,
     "xattn": XATTN,
     "inline-tiles": INLINE | TILES,
     "xattn-tiles": XATTN | TILES,
     "mllama": MLLAMA,
     "xattn-all": ALL_IMAGES,
+    "sva": SVA,
 }
 TEXTS = ["what is it? a cat. three cats, how many? compare them: all the same, blue. hello there, general kenobi"] * 3
 
 
-def configure(fusion: str, **tables: dict[str, Any]) -> RunConfig:
+def configure(parts: str, /, **tables: dict[str, Any]) -> RunConfig:
     """The configuration of a small model; `tables` replace those of the same name."""
-    return run_config_from_dict({"encoders": {"main": ENCODER}, "llm": LLM, **FUSIONS[fusion], **tables})
+    return run_config_from_dict({"encoders": {"main": ENCODER}, "llm": LLM, **FUSIONS[parts], **tables})
 
 
-def make(fusion: str, gates: float = 0.5, **tables: dict[str, Any]) -> Built:
+def make(parts: str, /, gates: float = 0.5, **tables: dict[str, Any]) -> Built:
     """A small model; the gates of its fusion, if it has any, stand open so that images matter."""
-    built = build(configure(fusion, **tables), TEXTS)
+    built = build(configure(parts, **tables), TEXTS)
     for name, parameter in built.model.fusion.named_parameters():
         if name.endswith("gate"):
             parameter.data.fill_(gates)
@@ -92,6 +102,13 @@ def inputs(built: Built, samples: tuple[Sample, ...], prompt_only: bool = True) 
     documents: list[Document] = [built.composer.compose(sample, prompt_only) for sample in samples]
     pad_id = built.tokenizer.pad_token_id
     return pad(documents, Pictures(built.composer), pad_id if isinstance(pad_id, int) else 0)
+
+
+def change_images(batch: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """A batch with other pixels, for one encoder or several."""
+    pixels = batch["pixel_values"]
+    changed = {k: change(p) for k, p in pixels.items()} if isinstance(pixels, dict) else change(pixels)
+    return dict(batch, pixel_values=changed)
 
 
 def distinct_crops(built: Built, samples: tuple[Sample, ...]) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from beni.data.batch import pack
 from beni.errors import DataError
 from beni.model.build import Built
-from tests.model.small import CONVERSATIONS, distinct_crops, inputs, make
+from tests.model.small import CONVERSATIONS, change_images, distinct_crops, inputs, make
 
 NEW = 8
 
@@ -62,7 +62,7 @@ def test_decoding_sees_the_images(built: Built) -> None:
         logits = built.model(**whole).logits[:, -NEW - 1 : -1]
     logits[..., [built.tokenizer.eos_token_id, *built.model.generation_config.suppress_tokens]] = -torch.inf
     assert logits.argmax(-1).tolist() == tokens.tolist()
-    blind = dict(batch, pixel_values=torch.zeros_like(batch["pixel_values"]))
+    blind = change_images(batch, torch.zeros_like)
     assert generate(built, blind).tolist() != tokens.tolist(), "a poor example: images do not matter"
 
 

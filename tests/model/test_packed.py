@@ -11,7 +11,7 @@ from beni.data.document import Document
 from beni.errors import PluginError
 from beni.model.build import Built
 from beni.sample import Sample
-from tests.model.small import CONVERSATIONS, A, B, C, D, distinct_crops, inputs, make, noise, talk
+from tests.model.small import CONVERSATIONS, A, B, C, D, change_images, distinct_crops, inputs, make, noise, talk
 
 TOLERANCE = 1e-5
 """Relative to the largest value, in fp32."""
@@ -96,8 +96,7 @@ def test_siblings_do_not_matter(built: Built) -> None:
 def test_text_before_an_image_does_not_see_it(built: Built) -> None:
     batch = inputs(built, (CONVERSATIONS[5],))
     begin = int(batch["image_at"][0, 1])  # of the second image
-    changed = dict(batch, pixel_values=batch["pixel_values"].clone())
-    changed["pixel_values"][-1] += 1.0
+    changed = change_images(batch, lambda pixels: torch.cat([pixels[:-1], pixels[-1:] + 1.0]))
     with torch.no_grad():
         one, other = built.model(**batch).logits[0], built.model(**changed).logits[0]
     torch.testing.assert_close(one[:begin], other[:begin], rtol=0, atol=1e-6)
@@ -136,8 +135,8 @@ def test_one_image_many_times_is_encoded_once(built: Built) -> None:
 
 def test_a_connector_that_lies_is_named(built: Built) -> None:
     connector = built.model.connector
-    honest = connector.project
-    connector.project = lambda features: honest(features)[:-1]  # type: ignore[method-assign]
+    honest = connector.checked
+    connector.checked = lambda tokens, *rest: honest(tokens[:-1], *rest)  # type: ignore[method-assign]
     try:
         declared = sum(built.composer.compose(CONVERSATIONS[0]).images[0].counts)
         with pytest.raises(
@@ -145,7 +144,7 @@ def test_a_connector_that_lies_is_named(built: Built) -> None:
         ):
             built.model(packed=pack([documents(built, CONVERSATIONS[0])], built.composer))
     finally:
-        del connector.project
+        del connector.checked
 
 
 def test_fresh_cross_attention_is_the_plain_language_model() -> None:

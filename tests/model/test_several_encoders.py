@@ -11,6 +11,7 @@ from beni.data.batch import pack
 from beni.errors import IncompatiblePartsError
 from beni.interfaces import Connector
 from beni.model.build import Built
+from beni.model.processing import composer_of
 from beni_plugins.connectors.mlp import Mlp
 from tests.model.small import CONVERSATIONS, ENCODER, FUSIONS, inputs, make
 from tests.plugins.specs import spec
@@ -61,7 +62,9 @@ def test_packed_equals_padded_and_reloads(pair: Built, tmp_path: Path) -> None:
     pair.model.eval().save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     batch = inputs(pair, CONVERSATIONS)
-    assert set(batch["pixel_values"]) == {"small", "large"}
+    assert list(batch["pixel_values"]) == ["small", "large"]
+    composer = composer_of(again.config, pair.tokenizer)
+    assert list(composer.encoders) == ["small", "large"], "a saved table is in alphabetical order"
     options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
     expected = pair.model.generate(**batch, **options)
     assert torch.equal(again.generate(**batch, **options), expected)

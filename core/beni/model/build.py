@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from beni.config import Part, RunConfig
 from beni.data.document import Composer
 from beni.data.template import Template, template_source
-from beni.errors import IncompatiblePartsError
-from beni.interfaces import Fusion, LanguageModel, LLMSpec, Provenance, View, load
+from beni.errors import IncompatiblePartsError, PluginError
+from beni.interfaces import ConnectorConfig, LanguageModel, LLMSpec, Provenance, View, load
 from beni.model.config import BeniConfig, spec_to_dict
 from beni.model.llm import decoder_layers
-from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.modeling import BeniForConditionalGeneration, visual_spec
+from beni.registry import available
 from beni.sample import VISUAL_MARK
 from beni.types import EncoderSpec
 
@@ -49,6 +51,7 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
     specs = describe(config.encoders)
     view = view_of(config.view)
     load("connector", config.connector).check(config.connector.config, view, specs)  # type: ignore[attr-defined]
+    check_pair(config.connector, config.fusion, specs)
     provider: LanguageModel = load("llm", config.llm)(config.llm.config)
     tokenizer = provider.tokenizer(texts)
     fusion = load("fusion", config.fusion)
@@ -57,7 +60,7 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
 
     torch.manual_seed(config.run.seed)
     llm, origin = provider.build(tokenizer)
-    check_fusion(fusion, config.fusion, llm)
+    check_fusion(config.fusion, config.connector, specs, llm)
     stops = _stop_ids(llm, tokenizer)
     template = Template(tokenizer, source, stops)
     tokenizer.chat_template = source
@@ -65,6 +68,7 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
         BeniConfig(
             text_config=llm.config,
             encoders={key: part.to_dict() for key, part in config.encoders.items()},
+            encoder_order=list(config.encoders),
             specs={key: spec_to_dict(spec) for key, spec in specs.items()},
             connector=config.connector.to_dict(),
             fusion=config.fusion.to_dict(),
@@ -123,13 +127,38 @@ def view_of(part: Part) -> View:
     return load("view", part)(part.config)
 
 
-def check_fusion(fusion: type, part: Part, llm: PreTrainedModel) -> None:
-    """Let a fusion refuse a language model."""
-    assert issubclass(fusion, Fusion)
+def check_pair(connector: Part, fusion: Part, encoders: Mapping[str, EncoderSpec]) -> None:
+    """Refuse a connector that lacks what the fusion reads.
+
+    Raises:
+        IncompatiblePartsError: names connectors that have it.
+    """
+    needs, keeps = fusion.config.needs_windows, connector.config.windows(encoders)  # type: ignore[attr-defined]
+    if needs and keeps is None:
+        raise IncompatiblePartsError(
+            f"fusion '{fusion.plugin.name}' reads the encoders' tokens under each visual token, which connector "
+            f"'{connector.plugin.name}' does not keep: use {' or '.join(_keeping_windows()) or 'another fusion'}"
+        )
+
+
+def _keeping_windows() -> list[str]:
+    """Installed connectors that keep windows, as one would choose them."""
+    found = []
+    for plugin in available("connector"):
+        with suppress(PluginError):  # a broken package has nothing to offer
+            if plugin.load().Config.windows is not ConnectorConfig.windows:  # type: ignore[attr-defined]
+                found.append(f"--connector {plugin.name}")
+    return found
+
+
+def check_fusion(part: Part, connector: Part, encoders: Mapping[str, EncoderSpec], llm: PreTrainedModel) -> None:
+    """Let a fusion refuse a language model, or what the connector makes."""
     width = llm.get_input_embeddings().weight.shape[1]
     if not isinstance(width, int):
         raise IncompatiblePartsError(f"{type(llm).__name__} has no input embeddings to put images among")
-    fusion.check(part.config, LLMSpec(width, len(decoder_layers(llm))))
+    sizes = LLMSpec(width, len(decoder_layers(llm)))
+    visual = visual_spec(connector.config, part.config, encoders, sizes)  # type: ignore[arg-type]
+    load("fusion", part).check(part.config, sizes, visual)  # type: ignore[attr-defined]
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, fusion: type, part: Part) -> tuple[list[int], int, int]:

@@ -26,6 +26,8 @@ class BeniConfig(PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     encoders: dict = dataclasses.field(default_factory=dict)
+    encoder_order: list = dataclasses.field(default_factory=list)
+    """The encoders' keys as they were given: files hold tables in alphabetical order."""
     specs: dict = dataclasses.field(default_factory=dict)
     connector: dict = dataclasses.field(default_factory=dict)
     fusion: dict = dataclasses.field(default_factory=dict)
@@ -49,11 +51,14 @@ class BeniConfig(PreTrainedConfig):
 
     def encoder_parts(self) -> dict[str, Part]:
         """The encoders by key, resolved on this machine."""
-        return {key: part_from_dict("encoder", table) for key, table in self.encoders.items()}
+        return {key: part_from_dict("encoder", table) for key, table in self._ordered(self.encoders)}
 
     def encoder_specs(self) -> dict[str, EncoderSpec]:
         """What each encoder says of itself."""
-        return {key: spec_from_dict(table) for key, table in self.specs.items()}
+        return {key: spec_from_dict(table) for key, table in self._ordered(self.specs)}
+
+    def _ordered(self, tables: dict) -> list[tuple[str, Any]]:
+        return [(key, tables[key]) for key in self.encoder_order]
 
 
 def spec_to_dict(spec: EncoderSpec) -> dict[str, Any]:

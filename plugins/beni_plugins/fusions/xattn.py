@@ -95,7 +95,7 @@ class CrossAttention(Fusion):
         return {int(index): Insert(block) for index, block in self.layers.items()}
 
     @classmethod
-    def check(cls, config: Any, llm: LLMSpec) -> None:
+    def check(cls, config: Any, llm: LLMSpec, visual: VisualSpec) -> None:
         if not config.layers and config.every > llm.layers:
             raise ConfigError(
                 f"fusion 'xattn' wants a block before every {config.every}th layer, but the LLM has {llm.layers}: "

@@ -129,9 +129,9 @@ def test_a_block_before_every_nth_layer(every: int, layers: list[int]) -> None:
 
 def test_refuses_a_fusion_without_blocks() -> None:
     with pytest.raises(ConfigError, match=r"every 5th layer.*--fusion.every"):
-        CrossAttention.check(CrossAttentionConfig(every=5), LLMSpec(8, 4))
+        CrossAttention.check(CrossAttentionConfig(every=5), LLMSpec(8, 4), VisualSpec(6))
     with pytest.raises(ConfigError, match=r"before layer 4.*0 to 3.*--fusion.layers"):
-        CrossAttention.check(CrossAttentionConfig(layers=(1, 4)), LLMSpec(8, 4))
+        CrossAttention.check(CrossAttentionConfig(layers=(1, 4)), LLMSpec(8, 4), VisualSpec(6))
     with pytest.raises(ConfigError, match=r"--fusion\.every"):
         CrossAttentionConfig(every=0)
     with pytest.raises(ConfigError, match=r"--fusion\.layers"):
