@@ -127,7 +127,7 @@ def _images(rows: Rows, batch: PackedBatch) -> list[DocumentImage]:
 def _starts(batch: PackedBatch, images: Sequence[DocumentImage], composer: Composer) -> set[int]:
     """Positions at which an image's placeholders begin."""
     at = np.flatnonzero(batch.ids_T.numpy() == composer.image_token).tolist()
-    sizes = [composer.spell(image.layout, image.counts).count(composer.image_token) for image in images]
+    sizes = [composer.spell(image.layout, image.shapes).count(composer.image_token) for image in images]
     return {at[start] for start in accumulate(sizes, initial=0) if start < len(at)}
 
 

@@ -6,7 +6,7 @@ Reference: mlfoundations/open_flamingo, open_flamingo/src/helpers.py (GatedCross
 Shapes: B rows, T positions, D the LLM's width, M visual memory, E its width, H heads, K head width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from beni.interfaces import Fusion, FusionConfig, FusionContext, Insert, LLMSpec
 from beni.nn.attention import cross_attention
 from beni.nn.blocks import GeluFeedForward
 from beni.sample import IMAGE_MARK
-from beni.types import ImageLayout
+from beni.types import Grid, ImageLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class CrossAttentionConfig(FusionConfig):
         if self.every < 1:
             raise ConfigError(f"fusion 'xattn', option 'every': {self.every} is not a positive number of layers")
 
-    def spell(self, layout: ImageLayout, counts: tuple[int, ...]) -> list[str | int]:
+    def spell(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> list[str | int]:
         return [IMAGE_MARK]
 
     def visual_width(self, llm: LLMSpec, encoder_width: int) -> int:
