@@ -68,6 +68,7 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
         BeniConfig(
             text_config=llm.config,
             encoders={key: part.to_dict() for key, part in config.encoders.items()},
+            encoder_order=list(config.encoders),
             specs={key: spec_to_dict(spec) for key, spec in specs.items()},
             connector=config.connector.to_dict(),
             fusion=config.fusion.to_dict(),
