@@ -31,7 +31,14 @@ XATTN: dict[str, dict[str, Any]] = {
     "fusion": {"name": "xattn", "heads": 2, "head_width": 8},
 }
 TILES = {"connector": {"name": "concat"}, "view": {"name": "split"}}
-FUSIONS = {"inline": INLINE, "xattn": XATTN, "inline-tiles": INLINE | TILES, "xattn-tiles": XATTN | TILES}
+FUSIONS = {
+    "inline": INLINE,
+    "xattn": XATTN,
+    "inline-tiles": INLINE | TILES,
+    "xattn-tiles": XATTN | TILES,
+    "inline-anyres": INLINE | {"connector": {"name": "concat"}, "view": {"name": "anyres", "shrink_to": 3}},
+    "xattn-anyres": XATTN | {"view": {"name": "anyres", "merge": "flat"}},
+}
 TEXTS = ["what is it? a cat. three cats, how many? compare them: all the same, blue. hello there, general kenobi"] * 3
 
 
@@ -66,7 +73,9 @@ def talk(name: str, *turns: tuple[str | int, ...], images: tuple[ImageRef, ...] 
     return Sample(name, tuple(Turn(roles[i % 2], turn) for i, turn in enumerate(turns)), images)
 
 
-A, B, C, D, E = (noise(seed) for seed in range(5))
+A, B, C, D, E = (
+    noise(seed, Size(*size)) for seed, size in enumerate([(20, 12), (10, 30), (33, 33), (20, 12), (40, 14)])
+)
 CONVERSATIONS = (
     talk("what", (0, "what is it?"), ("a cat",), images=(A,)),
     talk("many", (0, "how many?"), ("three cats",), images=(A,)),
@@ -87,5 +96,5 @@ def inputs(built: Built, samples: tuple[Sample, ...], prompt_only: bool = True) 
 
 def distinct_crops(built: Built, samples: tuple[Sample, ...]) -> int:
     """Crops of all images that are not the same."""
-    images = {image.key for sample in samples for image in sample.images}
-    return len(images) * len(built.composer.view.bound(built.composer.encoders).crops["main"])
+    images = {image.key: image for sample in samples for image in sample.images}
+    return sum(len(built.composer.layout(image).crops["main"]) for image in images.values())

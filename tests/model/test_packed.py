@@ -11,6 +11,7 @@ from beni.data.document import Document
 from beni.errors import PluginError
 from beni.model.build import Built
 from beni.sample import Sample
+from beni.types import count_of
 from tests.model.small import CONVERSATIONS, A, B, C, D, distinct_crops, inputs, make, noise, talk
 
 TOLERANCE = 1e-5
@@ -139,7 +140,8 @@ def test_a_connector_that_lies_is_named(built: Built) -> None:
     honest = connector.project
     connector.project = lambda features: honest(features)[:-1]  # type: ignore[method-assign]
     try:
-        declared = sum(built.composer.compose(CONVERSATIONS[0]).images[0].counts)
+        make, layout = built.composer, built.composer.layout(A)
+        declared = sum(map(count_of, make.connector.outs(layout, make.encoders)))
         with pytest.raises(
             PluginError, match=rf"{type(connector).__name__} returned .*{declared - 1}.*declared {declared}"
         ):
