@@ -138,8 +138,8 @@ class ConnectorConfig(PartConfig, ABC):
         tile = crops[-1]
         if not isinstance(tile, Grid):
             raise IncompatiblePartsError(
-                f"the view puts the tiles of an image together to one map, but this connector makes of each {tile} tokens "
-                f"that have no place in it: use --view.merge flat, or a connector that keeps a grid (mlp, concat)"
+                f"the view puts the tiles of an image together to a map, but the connector makes {tile} tokens of each "
+                f"that have no place in one: use --view.merge flat, or a connector that keeps a grid (mlp, concat)"
             )
         return *crops[: -merge.tiles.count], merge.shape(tile, layout.size)
 

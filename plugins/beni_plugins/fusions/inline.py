@@ -17,7 +17,7 @@ class InlineConfig(FusionConfig):
     def spell(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> list[str | int]:
         if self.newline == "row" and not any(isinstance(shape, Grid) for shape in shapes):
             raise IncompatiblePartsError(
-                "fusion 'inline' wants a newline behind every row of visual tokens, but this connector's tokens have no "
+                "fusion 'inline' wants a newline behind every row of visual tokens, but the connector's tokens have no "
                 "rows: use --fusion.newline block, or a connector that keeps a grid (mlp, concat)"
             )
         return spell_blocks(layout, shapes, self.newline)

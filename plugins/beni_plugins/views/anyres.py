@@ -1,7 +1,7 @@
 """Tiles in the grid that fits an image's size best, put together to one map (LLaVA-1.6, LLaVA-NeXT).
 
-The image keeps its aspect ratio: it is resized to touch the edges of a grid of encoder inputs, centred there on the mean
-colour, and cut. The whole image, squashed, comes first. `merge` says what becomes of the tiles' tokens.
+The image keeps its aspect ratio: it is resized to fill the width or height of a grid of encoder inputs, centred on
+the mean colour, and cut. The whole image, squashed, comes first. `merge` says what becomes of the tiles' tokens.
 
 References: haotian-liu/LLaVA, llava/mm_utils.py (select_best_resolution, resize_and_pad_image, divide_to_patches,
 process_anyres_image); LLaVA-VL/LLaVA-NeXT for ranges of grids and `anyres_max_N`. There images are padded with black.
@@ -42,8 +42,8 @@ class AnyresConfig(PartConfig):
             raise ConfigError("view 'anyres', option 'pinpoints': there is no grid to choose from")
         if self.shrink_to < 0 or (self.shrink_to and self.merge == "flat"):
             raise ConfigError(
-                f"view 'anyres', option 'shrink_to': {self.shrink_to} must be a number of tiles, and needs tiles put together to a "
-                f"map: --view.merge spatial or spatial_unpad"
+                f"view 'anyres', option 'shrink_to': {self.shrink_to} is for merged maps, and a number of tiles: "
+                f"0 never shrinks; --view.merge spatial or spatial_unpad makes maps"
             )
 
     @property
@@ -64,7 +64,7 @@ def _grids(text: str) -> Iterator[Grid]:
 
 
 class Anyres(View):
-    """Overview, then the tiles of the best grid row by row. Several encoders share the grid that the first one chooses."""
+    """Overview, then the tiles of the best grid row by row; several encoders share the first one's choice."""
 
     beni_api = 1
     Config = AnyresConfig
