@@ -42,12 +42,12 @@ FUSIONS = {
 TEXTS = ["what is it? a cat. three cats, how many? compare them: all the same, blue. hello there, general kenobi"] * 3
 
 
-def configure(fusion: str, **tables: dict[str, Any]) -> RunConfig:
+def configure(fusion: str, /, **tables: dict[str, Any]) -> RunConfig:
     """The configuration of a small model; `tables` replace those of the same name."""
     return run_config_from_dict({"encoders": {"main": ENCODER}, "llm": LLM, **FUSIONS[fusion], **tables})
 
 
-def make(fusion: str, gates: float = 0.5, **tables: dict[str, Any]) -> Built:
+def make(fusion: str, /, gates: float = 0.5, **tables: dict[str, Any]) -> Built:
     """A small model; the gates of its fusion, if it has any, stand open so that images matter."""
     built = build(configure(fusion, **tables), TEXTS)
     for name, parameter in built.model.fusion.named_parameters():
