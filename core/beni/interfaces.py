@@ -54,7 +54,7 @@ class View(ABC):
         """An image size with as many tokens as any image can get; plans images whose size is unknown."""
 
     def layout(self, size: Size, encoders: Mapping[str, EncoderSpec]) -> ImageLayout:
-        """The crops for every encoder."""
+        """The crops for every encoder; a view whose tiles become one map says so here (`ImageLayout.merge`)."""
         return ImageLayout(size, {key: self.crops(size, spec) for key, spec in encoders.items()})
 
     def bound(self, encoders: Mapping[str, EncoderSpec]) -> ImageLayout:
