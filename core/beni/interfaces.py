@@ -26,9 +26,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from beni.config import Part, PartConfig
 from beni.errors import GridError, IncompatiblePartsError, PluginError
+from beni.nn.merge import merge_tiles
 from beni.nn.plan import CrossPlan
-from beni.sample import Sample
-from beni.types import Crop, EncoderSpec, Features, Grid, ImageLayout, Size, VisualTokens, Windows
+from beni.sample import NEWLINE_MARK, Sample
+from beni.types import Crop, EncoderSpec, Features, Grid, ImageLayout, Size, VisualTokens, Windows, count_of
 
 # --------------------------------------------------------------------------------------------------------------- views
 
@@ -53,7 +54,7 @@ class View(ABC):
         """An image size with as many tokens as any image can get; plans images whose size is unknown."""
 
     def layout(self, size: Size, encoders: Mapping[str, EncoderSpec]) -> ImageLayout:
-        """The crops for every encoder."""
+        """The crops for every encoder; a view whose tiles become one map says so here (`ImageLayout.merge`)."""
         return ImageLayout(size, {key: self.crops(size, spec) for key, spec in encoders.items()})
 
     def bound(self, encoders: Mapping[str, EncoderSpec]) -> ImageLayout:
@@ -135,10 +136,33 @@ class ConnectorConfig(PartConfig, ABC):
             GridError: the grid does not divide; it names one that does.
         """
 
-    def counts(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> tuple[int, ...]:
-        """Visual tokens of each block of an image. By default a block is a crop of the first encoder."""
+    def shapes(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> tuple[Grid | int, ...]:
+        """What each block of an image is: a grid, or a number of tokens that have no place.
+
+        By default a block is a crop of the first encoder, or the map that `layout.merge` makes of the last ones.
+
+        Raises:
+            IncompatiblePartsError: tokens without a place cannot be put together to a map.
+        """
+        crops, merge = self.outs(layout, encoders), layout.merge
+        if merge is None:
+            return crops
+        tile = crops[-1]
+        if not isinstance(tile, Grid):
+            raise IncompatiblePartsError(
+                f"the view puts the tiles of an image together to a map, but the connector makes {tile} tokens of each "
+                f"that have no place in one: use --view.merge flat, or a connector that keeps a grid (mlp, concat)"
+            )
+        return *crops[: -merge.tiles.count], merge.shape(tile, layout.size)
+
+    def outs(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> tuple[Grid | int, ...]:
+        """What each crop of the first encoder becomes, before any are merged."""
         key = next(iter(encoders))
-        return tuple(count_of(self.out_grid(encoders[key].grid(crop.canvas))) for crop in layout.crops[key])
+        return tuple(self.out_grid(encoders[key].grid(crop.canvas)) for crop in layout.crops[key])
+
+    def counts(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> tuple[int, ...]:
+        """Visual tokens of each block of an image."""
+        return tuple(map(count_of, self.shapes(layout, encoders)))
 
     def windows(self, encoders: Mapping[str, EncoderSpec]) -> WindowSpec | None:
         """The windows that `VisualTokens` will hold, or None where the connector keeps none."""
@@ -169,25 +193,34 @@ class Connector(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} must implement `project`, or `forward` as a whole")
 
     def forward(self, features: Mapping[str, Features], layouts: Sequence[ImageLayout]) -> VisualTokens:
-        """Join the encoders and project; a connector that looks across crops or encoders does it its own way."""
-        return self.checked(self.project(self.join(features)), layouts)
-
-    def checked(
-        self, tokens_VD: Float[Tensor, "V out"], layouts: Sequence[ImageLayout], windows: Windows | None = None
-    ) -> VisualTokens:
-        """The visual tokens of a batch, if they are as many as was promised.
+        """Join the encoders, project, check the count that was promised, and put tiles together to maps.
 
         Raises:
             PluginError: the part returned another number of tokens than its config declared.
         """
+        tokens_VD = self.project(self.join(features))
+        outs = [self.config.outs(layout, self.encoders) for layout in layouts]
+        self._promised(tokens_VD, sum(count_of(out) for crops in outs for out in crops), "`project` and `out_grid`")
+        return self.deliver(merge_tiles(tokens_VD, outs, layouts), layouts)
+
+    def deliver(
+        self, tokens_VD: Float[Tensor, "V out"], layouts: Sequence[ImageLayout], windows: Windows | None = None
+    ) -> VisualTokens:
+        """What `forward` returns, once its count is what `config.shapes` promised; for those that override both.
+
+        Raises:
+            PluginError: it is another.
+        """
         counts = tuple(self.config.counts(layout, self.encoders) for layout in layouts)
-        declared = sum(map(sum, counts))
+        self._promised(tokens_VD, sum(map(sum, counts)), "`forward` and `shapes`")
+        return VisualTokens(tokens_VD, counts, windows)
+
+    def _promised(self, tokens_VD: Float[Tensor, "V width"], declared: int, who: str) -> None:
         if tokens_VD.shape != (declared, self.out_width):
             raise PluginError(
                 f"connector {type(self).__name__} returned {tuple(tokens_VD.shape)} for a batch of which its config "
-                f"declared {declared} tokens of {self.out_width} channels: `project` and `out_grid` must agree"
+                f"declared {declared} tokens of {self.out_width} channels: {who} must agree"
             )
-        return VisualTokens(tokens_VD, counts, windows)
 
     def join(self, features: Mapping[str, Features]) -> Features:
         """One encoder's features, or several encoders' concatenated by channel where their grids agree."""
@@ -211,7 +244,7 @@ class Connector(nn.Module, ABC):
                 f"encoders or input sizes whose grids agree"
             )
         try:
-            config.counts(view.bound(encoders), encoders)
+            config.shapes(view.bound(encoders), encoders)
         except GridError as error:
             if error.nearest is None:
                 raise
@@ -224,12 +257,11 @@ class Connector(nn.Module, ABC):
         return ()
 
 
-def count_of(out: Grid | int) -> int:
-    """Tokens of what `out_grid` returned."""
-    return out.count if isinstance(out, Grid) else out
-
-
 # ------------------------------------------------------------------------------------------------------------- fusions
+
+
+Newline = Literal["none", "row", "block"]
+"""Where newlines stand in an image's form in the text, beside those that its view asks for."""
 
 
 class LLMSpec(NamedTuple):
@@ -257,8 +289,8 @@ images without text between them that this one belongs to; all at or before it."
 class FusionConfig(PartConfig):
     """The counting half of a fusion; the base class is inline fusion."""
 
-    new_tokens: ClassVar[tuple[str, ...]] = ()
-    """Tokens that the fusion writes into the text and that need an embedding of their own."""
+    new_tokens: ClassVar[tuple[str, ...]] = (NEWLINE_MARK,)
+    """Tokens that `spell` may write and that need an embedding of their own."""
 
     needs_windows: ClassVar[bool] = False
     """Whether inserted blocks read what lies under visual tokens in the encoders' maps."""
@@ -273,17 +305,48 @@ class FusionConfig(PartConfig):
         """Whether inserted blocks need a `FusionContext`."""
         return self.needs_windows or self.reads != "nothing"
 
-    def spell(self, layout: ImageLayout, counts: tuple[int, ...]) -> list[str | int]:
+    def spell(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> list[str | int]:
         """An image's form in the text: strings, and numbers of positions that visual tokens take.
 
         `["<Img>", 256, "</Img>"]` gives an image 256 positions between two markers; a fusion that keeps images out of
         the text writes one placeholder instead.
+
+        Args:
+            layout: how the image is cut.
+            shapes: of its blocks, as `ConnectorConfig.shapes` says.
         """
-        return [sum(counts)]
+        return spell_blocks(layout, shapes)
+
+    def marks(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> tuple[str, ...]:
+        """Those of the new tokens that a model writes which cuts and connects images like this one.
+
+        The others get no embedding: what never occurs is no parameter.
+        """
+        written = self.spell(layout, shapes)
+        return tuple(token for token in self.new_tokens if token in written)
 
     def visual_width(self, llm: LLMSpec, encoder_width: int) -> int:
         """Channels the fusion wants of visual tokens."""
         return llm.width
+
+
+def spell_blocks(layout: ImageLayout, shapes: Sequence[Grid | int], newline: Newline = "none") -> list[str | int]:
+    """An image's blocks one after another, with newlines where the layout or the fusion wants them.
+
+    Args:
+        layout: a merged map, its last block, ends its rows with newlines if `layout.merge` says so.
+        shapes: of its blocks.
+        newline: row: also after every row of every block that is a grid (Cambrian-1); block: also behind every block
+            that does not end with one (Dragonfly).
+    """
+    text: list[str | int] = []
+    for index, shape in enumerate(shapes):
+        merged = layout.merge is not None and layout.merge.newline and index == len(shapes) - 1
+        if isinstance(shape, Grid) and (merged or newline == "row"):
+            text += [shape.cols, NEWLINE_MARK] * shape.rows
+        else:
+            text += [count_of(shape), NEWLINE_MARK] if newline == "block" else [count_of(shape)]
+    return text
 
 
 @dataclass(frozen=True)

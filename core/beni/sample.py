@@ -14,6 +14,9 @@ Role = Literal["system", "user", "assistant", "text"]
 IMAGE_MARK = "<image>"
 """Stands for an image in the text of LLaVA files and prompts."""
 
+NEWLINE_MARK = "<image_newline>"
+"""The token that ends a row, or a block, of an image in the text."""
+
 VISUAL_MARK = "<|visual|>"
 """The token at a position that one visual token takes."""
 

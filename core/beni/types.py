@@ -7,6 +7,7 @@ Legend for shape suffixes, used everywhere in beni:
     R encoder tokens under one visual token
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -38,6 +39,11 @@ class Grid(NamedTuple):
         return f"{self.rows}x{self.cols}"
 
 
+def count_of(shape: Grid | int) -> int:
+    """Tokens of a grid, or of a number of tokens that have no place."""
+    return shape.count if isinstance(shape, Grid) else shape
+
+
 class Box(NamedTuple):
     """A rectangle, in pixels: left and top inclusive, right and bottom exclusive; may be fractional."""
 
@@ -64,7 +70,7 @@ class Crop:
     box: Box
     """The part of the source image that is drawn."""
     valid: Box
-    """Where on the canvas it is drawn; outside is padding in the encoder's mean colour."""
+    """Where on the canvas it is drawn; outside is padding in the encoder's mean colour. Empty: all is padding."""
     level: int = 0
     """Level of a pyramid, or 0."""
     cell: tuple[int, int] = (0, 0)
@@ -72,14 +78,64 @@ class Crop:
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """The last `tiles.count` crops of an image are tiles of one picture, row by row: their tokens become one map.
+
+    Plain values, applied to whatever grid a connector makes of a tile, by a reader of shapes (`shape`) and by the one
+    that has the tokens (`beni.nn.merge`).
+
+    References: haotian-liu/LLaVA, llava/model/llava_arch.py (unpad_image, prepare_inputs_labels_for_multimodal) and
+    its `anyres_max_N` in LLaVA-VL/LLaVA-NeXT.
+    """
+
+    tiles: Grid
+    """Rows and columns of tiles."""
+    unpad: bool = False
+    """Whether rows or columns that show nothing but padding around the centred image are left out."""
+    shrink_to: int = 0
+    """A map of clearly more tokens than this many tiles have is shrunk to that many; 0: never."""
+    newline: bool = False
+    """Whether each row of the map ends in a newline where visual tokens stand in the text."""
+
+    def kept(self, tile: Grid, size: Size) -> tuple[range, range]:
+        """Rows and columns of the whole map that are kept, of an image of this size in tiles of this grid.
+
+        The reference's rule: the padding is half of what the image leaves over, rounded down, on either side. Where
+        that would keep nothing of an image thinner than a token, the tokens that show it are kept here.
+        """
+        rows, cols = self.tiles.rows * tile.rows, self.tiles.cols * tile.cols
+        if not self.unpad:
+            return range(rows), range(cols)
+        if size.width * rows > cols * size.height:
+            rest = (rows - max(1, size.height * cols // size.width)) // 2
+            return range(rest, rows - rest), range(cols)
+        rest = (cols - max(1, size.width * rows // size.height)) // 2
+        return range(rows), range(rest, cols - rest)
+
+    def shape(self, tile: Grid, size: Size) -> Grid:
+        """The map that tiles of this grid become."""
+        rows, cols = map(len, self.kept(tile, size))
+        factor = math.sqrt(rows * cols / (self.shrink_to * tile.count)) if self.shrink_to else 0.0
+        if factor <= SHRUNK_FROM:
+            return Grid(rows, cols)
+        return Grid(max(1, int(rows // factor)), max(1, int(cols // factor)))
+
+
+SHRUNK_FROM = 1.1
+"""A merged map is shrunk if its sides are more than this many times too long."""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageLayout:
     """How one image is cut, a pure function of its size: known before a pixel is decoded.
 
-    `crops` holds, for each encoder key, the crops in the order in which their tokens are laid out.
+    `crops` holds, for each encoder key, the crops in the order in which their tokens are laid out; `merge` says which
+    of them are put together to one map; without it every crop is a block of its own.
     """
 
     size: Size
     crops: Mapping[str, tuple[Crop, ...]]
+    merge: Merge | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ COARSE = ENCODER | {"width": 24, "merge": 2}
 SVA = {
     "encoders": {"main": ENCODER, "coarse": COARSE},
     "connector": {"name": "sva", "sides": [2], "width": 16, "heads": 2, "depth": 1},
-    "fusion": {"name": "sva", "heads": 2},
+    "fusion": {"name": "sva", "heads": 2, "newline": "row"},
     "view": {"name": "single", "fit": "pad"},
 }
 FUSIONS: dict[str, dict[str, Any]] = {
@@ -50,6 +50,8 @@ FUSIONS: dict[str, dict[str, Any]] = {
     "mllama": MLLAMA,
     "xattn-all": ALL_IMAGES,
     "sva": SVA,
+    "inline-anyres": INLINE | {"connector": {"name": "concat"}, "view": {"name": "anyres", "shrink_to": 3}},
+    "xattn-anyres": XATTN | {"view": {"name": "anyres", "merge": "flat"}},
 }
 TEXTS = ["what is it? a cat. three cats, how many? compare them: all the same, blue. hello there, general kenobi"] * 3
 
@@ -85,7 +87,9 @@ def talk(name: str, *turns: tuple[str | int, ...], images: tuple[ImageRef, ...] 
     return Sample(name, tuple(Turn(roles[i % 2], turn) for i, turn in enumerate(turns)), images)
 
 
-A, B, C, D, E = (noise(seed) for seed in range(5))
+A, B, C, D, E = (
+    noise(seed, Size(*size)) for seed, size in enumerate([(20, 12), (10, 30), (33, 33), (20, 12), (40, 14)])
+)
 CONVERSATIONS = (
     talk("what", (0, "what is it?"), ("a cat",), images=(A,)),
     talk("many", (0, "how many?"), ("three cats",), images=(A,)),
@@ -113,5 +117,5 @@ def change_images(batch: dict[str, Any], change: Callable[[Tensor], Tensor]) -> 
 
 def distinct_crops(built: Built, samples: tuple[Sample, ...]) -> int:
     """Crops of all images that are not the same."""
-    images = {image.key for sample in samples for image in sample.images}
-    return len(images) * len(built.composer.view.bound(built.composer.encoders).crops["main"])
+    images = {image.key: image for sample in samples for image in sample.images}
+    return sum(len(built.composer.layout(image).crops["main"]) for image in images.values())

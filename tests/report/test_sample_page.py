@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from beni.config import BatchConfig, PartConfig
+from beni.config import BatchConfig, PartConfig, run_config_from_dict
 from beni.data.loader import Rows
 from beni.data.plan import Lengths, Plan
 from beni.interfaces import View
-from beni.model.build import Built
-from beni.report import write_sample
+from beni.model.build import Built, build
+from beni.report import show_batch, write_sample
+from beni.report.tokens import newline_id, segment_tokens
 from beni.sample import ImageRef, Sample, Turn, vqa_sample
 from beni.types import Box, Crop, EncoderSpec, Size
-from tests.report.drawn import MakeRows, picture, questions
+from tests.report.drawn import COLOURS, QUESTIONS, MakeRows, picture, questions
 from tests.report.pages import Page, embedded
 
 
@@ -115,3 +116,26 @@ def test_unreadable_images_and_rows_without_images(
 def test_augmentation_is_told(tmp_path: Path, make_rows: MakeRows, built: dict[str, Built]) -> None:
     assert "augmented" in write(tmp_path, make_rows(questions(), augment=0.1), built)
     assert "augmented" not in write(tmp_path, make_rows(questions()), built)
+
+
+def test_rows_of_a_merged_map_are_told_together(tmp_path: Path, built: dict[str, Built]) -> None:
+    tables = {"view": {"name": "anyres"}, "connector": {"name": "concat"}}
+    anyres = build(run_config_from_dict(tables), [text for q in QUESTIONS for text in (q, *COLOURS)])
+    turns = (Turn("user", (0, 1, "\nis it red?")), Turn("assistant", ("yes",)))
+    samples = [Sample("two", turns, (picture("red", (120, 80)), picture("blue", (100, 100))))]
+    plan = Plan([Lengths(samples, anyres.composer)], (), BatchConfig(), seed=0)
+    rows = Rows([samples], plan, anyres.composer)
+    html = write(tmp_path, rows, {"inline": anyres})
+    wide, square = "▦ 6 × 8 visual tokens, &lt;image_newline&gt;", "▦ 8 × 8 visual tokens, &lt;image_newline&gt;"
+    assert chips(html, " visual") == ["▦ 16 visual tokens", wide, "▦ 16 visual tokens", square]
+    assert "→ 64 visual tokens" in html and "→ 80 visual tokens" in html
+    assert re.findall(r"<text.*?>(.*?)</text>", html) == [
+        "0/0,0", "1/0,0", "1/0,1", "1/1,0", "1/1,1",
+    ] * 2  # fmt: skip
+    batch = rows[(0, 0, 0)]
+    shown = show_batch(batch, anyres.tokenizer, anyres.composer.image_token)
+    assert "<image ×24><image_newline>5×(<image ×8><image_newline>)<image ×24><image_newline>7×(" in shown
+    newline = newline_id(anyres.tokenizer)
+    segments = segment_tokens(batch, anyres.composer.image_token, newline=newline)
+    assert [id for segment in segments for token in segment.tokens for id in token.ids] == batch.ids_T.tolist()
+    assert newline_id(built["inline"].tokenizer) is None

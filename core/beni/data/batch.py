@@ -240,10 +240,10 @@ def dummy_document(composer: Composer) -> Document:
     """A document that is nothing but the smallest blank image, without a target."""
     ref = blank_image(next(iter(composer.encoders.values())))
     layout = composer.view.layout(Size(1, 1), composer.encoders)
-    counts = composer.connector.counts(layout, composer.encoders)
-    ids = np.array(composer.spell(layout, counts), dtype=np.int64)
+    shapes = composer.connector.shapes(layout, composer.encoders)
+    ids = np.array(composer.spell(layout, shapes), dtype=np.int64)
     sample = Sample("dummy", (Turn("user", (0,)),), (ref,))
-    return Document(sample, ids, np.full(len(ids), IGNORE), (DocumentImage(ref, 0, layout, counts),), head=0)
+    return Document(sample, ids, np.full(len(ids), IGNORE), (DocumentImage(ref, 0, layout, shapes),), head=0)
 
 
 def distinct(images: Sequence[DocumentImage]) -> list[DocumentImage]:

@@ -14,7 +14,7 @@ from beni.data.template import Piece, Template
 from beni.errors import DataError
 from beni.interfaces import ConnectorConfig, FusionConfig, View
 from beni.sample import ImageRef, Sample
-from beni.types import EncoderSpec, ImageLayout
+from beni.types import EncoderSpec, Grid, ImageLayout, count_of
 
 IGNORE = -100
 """The label of a position that is not trained on."""
@@ -27,7 +27,13 @@ class DocumentImage:
     ref: ImageRef
     at: int
     layout: ImageLayout
-    counts: tuple[int, ...]
+    shapes: tuple[Grid | int, ...]
+    """Of its blocks: a grid, or a number of tokens that have no place."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Visual tokens of each block."""
+        return tuple(map(count_of, self.shapes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +119,9 @@ class Composer:
                 continue
             ref = sample.images[piece.image]
             layout = self.layout(ref)
-            counts = self.connector.counts(layout, self.encoders)
-            images.append(DocumentImage(ref, len(ids), layout, counts))
-            ids += self.spell(layout, counts)
+            shapes = self.connector.shapes(layout, self.encoders)
+            images.append(DocumentImage(ref, len(ids), layout, shapes))
+            ids += self.spell(layout, shapes)
             end = len(ids)
             labels += [IGNORE] * (end - len(labels))
         shared = bool(images) and end < len(ids) and not 0 <= target <= end
@@ -132,12 +138,12 @@ class Composer:
         """Whether crops or counts depend on an image's size."""
         return self.view.needs_size or self.connector.needs_size
 
-    def spell(self, layout: ImageLayout, counts: tuple[int, ...]) -> list[int]:
+    def spell(self, layout: ImageLayout, shapes: tuple[Grid | int, ...]) -> list[int]:
         """The token ids of an image's form in the text."""
+        parts = self.fusion.spell(layout, shapes)
+        texts = {part for part in parts if isinstance(part, str)}  # a newline may stand behind each of a hundred rows
+        written = {text: self.template.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts}
         ids: list[int] = []
-        for part in self.fusion.spell(layout, counts):
-            if isinstance(part, int):
-                ids += [self.image_token] * part
-            else:
-                ids += self.template.tokenizer(part, add_special_tokens=False)["input_ids"]
+        for part in parts:
+            ids += [self.image_token] * part if isinstance(part, int) else written[part]
         return ids

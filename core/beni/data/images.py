@@ -126,7 +126,13 @@ def load_image(ref: ImageRef) -> Image.Image:
 
 
 def draw(image: Image.Image, crop: Crop, background: tuple[int, int, int], resample: str) -> Image.Image:
-    """Draw a crop: its box of the image, resized into its valid rectangle, on a canvas of the background colour."""
+    """Draw a crop: its box of the image, resized into its valid rectangle, on a canvas of the background colour.
+
+    Near an edge of the box the colours from beyond it count in, where the image has any, as if the whole image were
+    resized and then cut.
+    """
+    if crop.valid.left >= crop.valid.right or crop.valid.top >= crop.valid.bottom:
+        return Image.new("RGB", crop.canvas, background)
     left, top = round(crop.valid.left), round(crop.valid.top)
     size = (max(1, round(crop.valid.right) - left), max(1, round(crop.valid.bottom) - top))
     whole = size == image.size and crop.box == Box.of(Size(*image.size))

@@ -1,7 +1,7 @@
 """From a run's configuration to a model with its weights, and to everything that must agree with it."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +54,10 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
     check_pair(config.connector, config.fusion, specs)
     provider: LanguageModel = load("llm", config.llm)(config.llm.config)
     tokenizer = provider.tokenizer(texts)
-    fusion = load("fusion", config.fusion)
-    new_ids, predicted, image_token = _add_tokens(tokenizer, fusion, config.fusion)
+    layout = view.bound(specs)
+    shapes = config.connector.config.shapes(layout, specs)  # type: ignore[attr-defined]
+    marks = config.fusion.config.marks(layout, shapes)  # type: ignore[attr-defined]
+    new_ids, predicted, image_token = _add_tokens(tokenizer, marks)
     source = template_source(config.data.template, tokenizer)
 
     torch.manual_seed(config.run.seed)
@@ -161,16 +163,18 @@ def check_fusion(part: Part, connector: Part, encoders: Mapping[str, EncoderSpec
     load("fusion", part).check(part.config, sizes, visual)  # type: ignore[attr-defined]
 
 
-def _add_tokens(tokenizer: PreTrainedTokenizerBase, fusion: type, part: Part) -> tuple[list[int], int, int]:
-    """Add the tokens the model needs: (ids with own embeddings, how many are predicted, id of visual positions)."""
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> tuple[list[int], int, int]:
+    """Add the tokens the model needs: (ids with own embeddings, how many are predicted, id of visual positions).
+
+    `marks` are those that the fusion writes, which nothing predicts.
+    """
     new: list[str] = []
     if tokenizer.eos_token_id is None:
         tokenizer.add_special_tokens({"eos_token": END})
         new.append(END)
     predicted = len(new)
-    new += part.config.new_tokens  # type: ignore[attr-defined]
-    marks = [*part.config.new_tokens, VISUAL_MARK]  # type: ignore[attr-defined]
-    tokenizer.add_special_tokens({"extra_special_tokens": marks}, replace_extra_special_tokens=False)
+    new += marks
+    tokenizer.add_special_tokens({"extra_special_tokens": [*marks, VISUAL_MARK]}, replace_extra_special_tokens=False)
     ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in new]
     return ids, predicted, int(tokenizer.convert_tokens_to_ids(VISUAL_MARK))
 

@@ -27,7 +27,7 @@ class BeniConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     encoders: dict = dataclasses.field(default_factory=dict)
     encoder_order: list = dataclasses.field(default_factory=list)
-    """The encoders' keys as they were given: files hold tables in alphabetical order."""
+    """The keys of `encoders` in the order in which their features are joined; files hold tables sorted by name."""
     specs: dict = dataclasses.field(default_factory=dict)
     connector: dict = dataclasses.field(default_factory=dict)
     fusion: dict = dataclasses.field(default_factory=dict)
@@ -50,15 +50,12 @@ class BeniConfig(PreTrainedConfig):
         return part_from_dict(kind, getattr(self, kind))
 
     def encoder_parts(self) -> dict[str, Part]:
-        """The encoders by key, resolved on this machine."""
-        return {key: part_from_dict("encoder", table) for key, table in self._ordered(self.encoders)}
+        """The encoders by key, in order, resolved on this machine."""
+        return {key: part_from_dict("encoder", self.encoders[key]) for key in self.encoder_order}
 
     def encoder_specs(self) -> dict[str, EncoderSpec]:
-        """What each encoder says of itself."""
-        return {key: spec_from_dict(table) for key, table in self._ordered(self.specs)}
-
-    def _ordered(self, tables: dict) -> list[tuple[str, Any]]:
-        return [(key, tables[key]) for key in self.encoder_order]
+        """What each encoder says of itself, by key, in order."""
+        return {key: spec_from_dict(self.specs[key]) for key in self.encoder_order}
 
 
 def spec_to_dict(spec: EncoderSpec) -> dict[str, Any]:

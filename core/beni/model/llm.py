@@ -130,7 +130,10 @@ class NewTokens(nn.Module):
         self.weight = nn.Parameter(torch.zeros(len(self.ids), width)) if self.ids else None
 
     def start_from(self, embedding: Float[Tensor, "vocab D"]) -> None:
-        """Initialise with the mean of the LLM's embeddings and a little noise, so that rows differ."""
+        """Initialise with the mean of the LLM's embeddings and a little noise, so that rows differ.
+
+        A token the LLM has never seen then looks like an average one. LLaVA draws its newline from randn/√D instead.
+        """
         if self.weight is None:
             return
         with torch.no_grad():

@@ -202,7 +202,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def see(self, visual: VisualInput) -> VisualTokens:
         """Encode and connect the distinct images of a batch."""
-        features = {key: self._encoder(key)(pixels) for key, pixels in visual.pixels.items()}
+        features = {key: self._encoder(key)(visual.pixels[key]) for key in self.encoders}
         return self.connector(features, visual.layouts)
 
     def _encoder(self, key: str) -> VisionEncoder:

@@ -17,7 +17,7 @@ from beni.data.images import load_image
 from beni.data.loader import Rows
 from beni.report.pictures import Picture, embed
 from beni.report.render import write_page
-from beni.report.tokens import segment_tokens, texts_of, visible
+from beni.report.tokens import newline_id, segment_tokens, texts_of, visible
 from beni.types import Box, EncoderSpec, Size
 
 MOST_IMAGES = 4
@@ -96,7 +96,9 @@ class Chip:
     text: str
     id: int
     placeholders: int
-    """Positions that an image takes; 0 for text."""
+    """Positions that an image takes, or a row of its; 0 for text."""
+    rows: int
+    """Rows that an image takes, each of which ends in `text`; 0 where there is nothing at their ends."""
     target: bool
 
 
@@ -125,9 +127,13 @@ def _images(rows: Rows, batch: PackedBatch) -> list[DocumentImage]:
 
 
 def _starts(batch: PackedBatch, images: Sequence[DocumentImage], composer: Composer) -> set[int]:
-    """Positions at which an image's placeholders begin."""
+    """Positions at which an image's placeholders begin, or those of its merged map."""
     at = np.flatnonzero(batch.ids_T.numpy() == composer.image_token).tolist()
-    sizes = [composer.spell(image.layout, image.counts).count(composer.image_token) for image in images]
+    sizes: list[int] = []
+    for image in images:
+        size = composer.spell(image.layout, image.shapes).count(composer.image_token)
+        merged = image.counts[-1] if image.layout.merge is not None and size == sum(image.counts) else 0
+        sizes += [size - merged, merged]
     return {at[start] for start in accumulate(sizes, initial=0) if start < len(at)}
 
 
@@ -168,14 +174,14 @@ def _segments(
     """The beginning of the strip, and how much of it is not shown."""
     views: list[SegmentView] = []
     left = MOST_TOKENS
-    segments = segment_tokens(batch, image_token, starts)
+    segments = segment_tokens(batch, image_token, starts, newline_id(tokenizer))
     for segment in segments:
         if left <= 0:
             break
         tokens = segment.tokens[:left]
         left -= len(tokens)
         chips = tuple(
-            Chip(token.at, visible(text), token.ids[0], len(token.ids) if token.image else 0, token.target)
+            Chip(token.at, visible(text), token.ids[0], token.cols if token.image else 0, token.rows, token.target)
             for token, text in zip(tokens, texts_of(tokenizer, tokens), strict=True)
         )
         views.append(SegmentView(segment.index, segment.parent, segment.dummy, segment.index * 67 % 360, chips))

@@ -61,12 +61,12 @@ class SvaConfig(ConnectorConfig):
     def out_grid(self, grid: Grid) -> Grid:
         return Grid(self.side, self.side)
 
-    def counts(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> tuple[int, ...]:
+    def shapes(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> tuple[Grid | int, ...]:
         """One map per image, without the rows or columns that are padding."""
-        if not self.unpad:
-            return (self.side**2,)
-        rows, cols = _padding(layout.crops[next(iter(encoders))][0], Grid(self.side, self.side))
-        return ((self.side - 2 * rows) * (self.side - 2 * cols),)
+        rows = cols = 0
+        if self.unpad:
+            rows, cols = _padding(layout.crops[next(iter(encoders))][0], Grid(self.side, self.side))
+        return (Grid(self.side - 2 * rows, self.side - 2 * cols),)
 
     def windows(self, encoders: Mapping[str, EncoderSpec]) -> WindowSpec:
         grids = [self.resized(spec.grid(spec.size)) for spec in encoders.values()]
@@ -122,7 +122,7 @@ class Sva(Connector):
             outputs.append(map_ICHW if group == side else _resize(map_ICHW, Grid(side, side)))
         tokens_VD = self.project_out(rearrange(torch.cat(outputs, dim=1), "i c h w -> (i h w) c"))
         keep_V = self._kept(layouts).to(tokens_VD.device)
-        return self.checked(tokens_VD[keep_V], layouts, _windows(maps, visible, context_IC, side).at(keep_V))
+        return self.deliver(tokens_VD[keep_V], layouts, _windows(maps, visible, context_IC, side).at(keep_V))
 
     def _map(self, key: str, features: Features) -> Float[Tensor, "I rows cols C"]:
         """An encoder's tokens on their grid, resized to what the queries need, in the common width."""

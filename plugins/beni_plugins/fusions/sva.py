@@ -10,7 +10,7 @@ where visual tokens reach nothing.
 Shapes: B rows, T positions, D the LLM's width, V visual tokens in the text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,8 +18,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from beni.errors import ConfigError
-from beni.interfaces import Fusion, FusionConfig, FusionContext, Insert, LLMSpec, VisualSpec
+from beni.interfaces import (
+    Fusion,
+    FusionConfig,
+    FusionContext,
+    Insert,
+    LLMSpec,
+    Newline,
+    VisualSpec,
+    spell_blocks,
+)
 from beni.nn.aggregator import SpatialAggregator
+from beni.types import Grid, ImageLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,8 @@ class AggregationConfig(FusionConfig):
     """Attention heads, a divisor of the connector's width; 16 in the reference."""
     depth: int = 1
     """Layers of an aggregator."""
+    newline: Newline = "none"
+    """Learned newlines among the visual tokens, as with inline fusion; row in the reference."""
 
     needs_windows: ClassVar[bool] = True
 
@@ -44,6 +56,9 @@ class AggregationConfig(FusionConfig):
             raise ConfigError(
                 "fusion 'sva': --fusion.stride, heads and depth must be at least 1, start and count at least 0"
             )
+
+    def spell(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> list[str | int]:
+        return spell_blocks(layout, shapes, self.newline)
 
     def behind(self, layers: int) -> range:
         """The decoder layers, of so many, that have an aggregator behind them."""

@@ -8,7 +8,7 @@ of the first image read images that come later when it attends to all of them; h
 Shapes: B rows, T positions, D the LLM's width, M visual memory, E its width, H heads, G key heads, K head width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +22,7 @@ from beni.interfaces import Fusion, FusionConfig, FusionContext, Insert, LLMSpec
 from beni.nn.attention import cross_attention
 from beni.nn.blocks import GeluFeedForward, SwiGlu
 from beni.sample import IMAGE_MARK
-from beni.types import ImageLayout
+from beni.types import Grid, ImageLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class CrossAttentionConfig(FusionConfig):
         """The decoder layers, of so many, that have a block before them."""
         return self.layers or tuple(index for index in range(layers) if (index + 1) % self.every == 0)
 
-    def spell(self, layout: ImageLayout, counts: tuple[int, ...]) -> list[str | int]:
+    def spell(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> list[str | int]:
         return [IMAGE_MARK]
 
     def visual_width(self, llm: LLMSpec, encoder_width: int) -> int:

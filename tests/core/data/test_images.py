@@ -196,6 +196,11 @@ def test_draw_cuts_the_box() -> None:
     assert right.getcolors() == [(16, (0, 0, 255))]
 
 
+def test_draw_of_an_empty_rectangle_is_all_padding() -> None:
+    crop = Crop(Size(4, 4), Box(0, 0, 0, 0), Box(0, 0, 0, 0))
+    assert draw(Image.new("RGB", (9, 9), "red"), crop, (1, 2, 3), "bicubic").getcolors() == [(16, (1, 2, 3))]
+
+
 def test_pixels_are_normalised_per_channel() -> None:
     [pixel] = to_pixels([Image.new("RGB", (1, 1), (255, 0, 51))], SPEC)
     assert pixel.flatten().tolist() == pytest.approx([1.0, -1.0, (0.2 - 0.75) / 0.125])
