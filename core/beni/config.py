@@ -4,8 +4,8 @@ A part declares its options as a frozen dataclass nested in it as `Config`. A `P
 a `RunConfig` is everything that decides what a training run computes. Both survive the round trip through JSON and
 TOML, and refuse a field they do not know.
 
-An option may itself be a part: its field is annotated `Annotated[Part, OfKind("connector")]`. In a file it is a table in
-the part's table, on the command line `--connector.inner mlp` with `--connector.inner.kind linear`.
+An option may itself be a part: its field is annotated `Annotated[Part, OfKind("connector")]`. In a file it is a table
+inside the part's table, on the command line `--connector.inner mlp` with `--connector.inner.kind linear`.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def held_parts(cls: type) -> dict[str, str]:
     hints = get_type_hints(cls, include_extras=True)
     return {
         option.name: note.kind
-        for option in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for option in dataclasses.fields(cls)
         for note in get_args(hints[option.name])[1:]
         if isinstance(note, OfKind)
     }

@@ -158,13 +158,13 @@ MISTAKES = {
     "--encoder": "--encoder needs a value",
     "--connector": "--connector needs a value",
     "--connector dragonfly --connector.inner": "--connector.inner needs a value",
-    "--connector dragonfly --connector.inner percever": "unknown connector 'percever': did you mean perceiver? installed:",
+    "--connector dragonfly --connector.inner percever": "unknown connector 'percever': did you mean perceiver?",
     "--connector dragonfly --connector.inner.num-latents 4": "unknown option --connector.inner.num-latents: "
     "connector.inner 'mlp' has --connector.inner.kind",
     "--connector dragonfly --connector.inner.knid linear": "unknown option --connector.inner.knid: did you mean "
     "--connector.inner.kind?",
-    "--connector dragonfly --connector.innner mlp": "unknown option --connector.innner: did you mean --connector.inner?",
-    "--connector dragonfly --connector.inner.kind round": "connector 'mlp', option 'kind': 'round' is neither linear nor",
+    "--connector dragonfly --connector.iner mlp": "unknown option --connector.iner: did you mean --connector.inner?",
+    "--connector dragonfly --connector.inner.kind round": "connector 'mlp', option 'kind': 'round' is neither",
     "--connector dragonfly --connector.pool 0": "connector 'dragonfly': --connector.pool must be at least 1",
     "--connector.inner perceiver": "unknown option --connector.inner: connector 'mlp' has --connector.kind",
     "--out": "--out needs a value",

@@ -31,7 +31,18 @@ XATTN: dict[str, dict[str, Any]] = {
     "fusion": {"name": "xattn", "heads": 2, "head_width": 8},
 }
 TILES = {"connector": {"name": "concat"}, "view": {"name": "split"}}
-FUSIONS = {"inline": INLINE, "xattn": XATTN, "inline-tiles": INLINE | TILES, "xattn-tiles": XATTN | TILES}
+PYRAMID = {"name": "pyramid", "medium": ["1x2", "2x1"]}
+SELECTED = {
+    "connector": {"name": "dragonfly", "variant": "select", "inner": {"name": "concat"}},
+    "view": PYRAMID,
+}
+POOLED = {
+    "connector": {"name": "dragonfly", "pool": 2, "inner": XATTN["connector"]},
+    "view": PYRAMID | {"levels": "low+medium"},
+}
+JOINED = {"inline": INLINE, "xattn": XATTN, "inline-tiles": INLINE | TILES, "xattn-tiles": XATTN | TILES}
+"""Those that also work with several encoders."""
+FUSIONS = JOINED | {"inline-dragonfly": INLINE | SELECTED, "xattn-dragonfly": XATTN | POOLED}
 TEXTS = ["what is it? a cat. three cats, how many? compare them: all the same, blue. hello there, general kenobi"] * 3
 
 

@@ -128,7 +128,7 @@ def plugins(arguments: Sequence[str], program: str) -> None:
     print((part.__doc__ or "").strip() + "\n")
     kinds = held_parts(part.Config)  # type: ignore[attr-defined]
     for option in dataclasses.fields(part.Config):  # type: ignore[attr-defined]
-        what = kinds.get(option.name) or getattr(option.type, "__name__", option.type)
+        what: Any = kinds.get(option.name) or getattr(option.type, "__name__", None) or option.type
         print(f"  {option.name:<20} {what!s:<24} {_default(option)}")
 
 

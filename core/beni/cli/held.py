@@ -1,6 +1,6 @@
 """Options of parts that hold parts: `--connector.inner NAME` says which, `--connector.inner.OPTION` how it is.
 
-tyro sees, in place of such a part's `Config`, a dataclass with the name of the part it holds and that part's own options.
+In place of such a part's `Config`, tyro sees a dataclass with the name of the part that is held, and with its options.
 """
 
 import argparse

@@ -62,7 +62,8 @@ class DragonflyConfig(ConnectorConfig):
 
     def out_grid(self, grid: Grid) -> Grid | int:
         """What the grid of a crop becomes that is not pooled."""
-        return self._inner.out_grid(grid)
+        assert isinstance(self.inner.config, ConnectorConfig)
+        return self.inner.config.out_grid(grid)
 
     def counts(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> tuple[int, ...]:
         return tuple(map(count_of, self.shapes(layout, encoders)))
@@ -100,8 +101,8 @@ class DragonflyConfig(ConnectorConfig):
             share, rest = divmod(len(high), len(medium))
             if rest:
                 raise IncompatiblePartsError(
-                    f"connector 'dragonfly' cannot share {len(high)} high crops evenly among {len(medium)} medium ones: "
-                    f"choose other grids, or --connector.regions spatial"
+                    f"connector 'dragonfly' cannot share {len(high)} high crops evenly among {len(medium)} medium ones"
+                    f": choose other grids, or --connector.regions spatial"
                 )
             found = [list(range(n * share, (n + 1) * share)) for n in range(len(medium))]
         else:
@@ -113,9 +114,9 @@ class DragonflyConfig(ConnectorConfig):
             )
         if (fewest := min(map(len, found))) < self.top_k:
             raise IncompatiblePartsError(
-                f"connector 'dragonfly' keeps {self.top_k} high crops for each of {len(medium)} medium crops, but of the "
-                f"{len(high)} high ones only {fewest} belong to one of them: lower --connector.top-k, or choose other "
-                f"grids (--view.medium, --view.high, --view.factor)"
+                f"connector 'dragonfly' keeps {self.top_k} high crops for each of {len(medium)} medium crops, but only "
+                f"{fewest} of {len(high)} belong to one of them: lower --connector.top-k, or choose other grids "
+                f"(--view.medium, --view.high, --view.factor)"
             )
         return found
 
@@ -127,22 +128,17 @@ class DragonflyConfig(ConnectorConfig):
         """Side of the pooling window for a crop; 1 where it is not pooled."""
         return self.pool if self.variant == "pool" and crop.level > LOW else 1
 
-    @property
-    def _inner(self) -> ConnectorConfig:
-        assert isinstance(self.inner.config, ConnectorConfig)
-        return self.inner.config
-
     def _shape(self, spec: EncoderSpec, crop: Crop) -> Grid | int:
         side, grid = self.window(crop), spec.grid(crop.canvas)
         if grid.rows % side or grid.cols % side:
             near = Grid(*(max(1, round(length / side)) * side for length in grid))
             raise GridError(
-                f"connector 'dragonfly' averages {side}x{side} tokens into one, which does not divide a grid of {grid}; "
-                f"{near} would do",
+                f"connector 'dragonfly' averages {side}x{side} tokens into one, which does not divide a grid of {grid}"
+                f"; {near} would do",
                 near,
             )
         try:
-            out = self._inner.out_grid(Grid(grid.rows // side, grid.cols // side))
+            out = self.out_grid(Grid(grid.rows // side, grid.cols // side))
         except GridError as error:
             if side == 1 or error.nearest is None:
                 raise
@@ -166,7 +162,7 @@ class Dragonfly(Connector):
 
     def forward(self, features: Mapping[str, Features], layouts: Sequence[ImageLayout]) -> VisualTokens:
         crops = [crop for layout in layouts for crop in layout.crops[self.key]]
-        pooled = self._pool(features[self.key], crops) if self.config.variant == "pool" else features[self.key]
+        pooled = pool(features[self.key], [self.config.window(crop) for crop in crops])
         tokens_VD = self.project(pooled)
         lengths = [self.prefix + count_of(self.config.out_grid(grid)) for grid in pooled.grids]
         if tokens_VD.shape != (sum(lengths), self.out_width):
@@ -232,22 +228,6 @@ class Dragonfly(Connector):
     def blocks(self) -> Sequence[nn.Module]:
         return self.inner.blocks()
 
-    def _pool(self, features: Features, crops: Sequence[Crop]) -> Features:
-        """Average each map over windows of tokens."""
-        sides = [self.config.window(crop) for crop in crops]
-        maps, grids, first = [], [], 0
-        for (grid, side), run in groupby(zip(features.grids, sides, strict=True)):
-            pooled, count = Grid(grid.rows // side, grid.cols // side), len(list(run))
-            x_ND = features.tokens_ND[first : first + count * grid.count]
-            maps.append(
-                reduce(
-                    x_ND, "(c h p w q) d -> (c h w) d", "mean", c=count, h=pooled.rows, p=side, w=pooled.cols, q=side
-                )
-            )
-            grids += [pooled] * count
-            first += len(x_ND)
-        return Features(torch.cat(maps), tuple(grids), features.prefix_CPD)
-
     def _select(self, crops: Sequence[Float[Tensor, "N D"]], layouts: Sequence[ImageLayout]) -> Float[Tensor, "V D"]:
         """The tokens of all crops but the high ones, then those of the high crops that are kept, image after image."""
         kept, first = [], 0
@@ -262,6 +242,20 @@ class Dragonfly(Connector):
                 chosen = select(_summaries(queries), _summaries(high), candidates, self.config.top_k)
                 kept.append(torch.stack(high)[chosen].flatten(0, 1))
         return torch.cat(kept)
+
+
+def pool(features: Features, sides: Sequence[int]) -> Features:
+    """Average each crop's map over windows of tokens, of the side given for it; a window of one token is the token."""
+    maps: list[Tensor] = []
+    grids: list[Grid] = []
+    first = 0
+    for (grid, side), run in groupby(zip(features.grids, sides, strict=True)):
+        crops, (h, w) = len(list(run)), (grid.rows // side, grid.cols // side)
+        x_ND = features.tokens_ND[first : first + crops * grid.count]
+        first += len(x_ND)
+        maps.append(reduce(x_ND, "(c h p w q) d -> (c h w) d", "mean", c=crops, h=h, p=side, w=w, q=side))
+        grids += [Grid(h, w)] * crops
+    return Features(torch.cat(maps), tuple(grids), features.prefix_CPD)
 
 
 def select(

@@ -42,8 +42,8 @@ class PyramidConfig(PartConfig):
         counts = {_grid(text).count for text in self.high}
         if len(counts) > 1:
             raise ConfigError(
-                f"view 'pyramid', option 'high': its grids hold {' or '.join(map(str, sorted(counts)))} crops; give all of "
-                f"them equally many, so that the largest image is the one with the largest medium grid"
+                f"view 'pyramid', option 'high': its grids hold {' or '.join(map(str, sorted(counts)))} crops; give "
+                f"all of them equally many, so that no image has more crops than one with the largest medium grid"
             )
 
     def options(self) -> list[list[Grid]]:

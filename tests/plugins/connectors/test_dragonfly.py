@@ -140,9 +140,7 @@ def test_the_crops_that_look_like_their_medium_crop_are_kept() -> None:
     for (row, col), quarter in planted.items():
         x_CND[5 + 4 * row + col] = torch.eye(4)[quarter]
     x_CND[5 + 4 * 2 + 3] = 9 * torch.eye(4)[0] - torch.eye(4)[3]  # most like the first medium crop, but far from it
-    out = connect(
-        unchanged(encoder, variant="select", top_k=2), seen(x_CND, Grid(2, 2)), pyramid
-    )
+    out = connect(unchanged(encoder, variant="select", top_k=2), seen(x_CND, Grid(2, 2)), pyramid)
     kept = sorted(4 * row + col for row, col in planted)
     assert torch.equal(out.tokens_VD, torch.cat([x_CND[:5], x_CND[5:][kept]]).flatten(0, 1))
     assert out.counts == ((4,) * 13,)
@@ -222,8 +220,9 @@ def test_pooled_maps_are_read_by_the_inner_connector() -> None:
     x_CND = torch.randn(2, 64, 4)
     out = connect(connector, seen(x_CND, Grid(8, 8)), layout(encoder, 0, 1))
     pooled_ND = torch.nn.functional.avg_pool2d(x_CND[1].T.view(4, 8, 8), 2).flatten(1).T
-    expected = [connector.inner.project(seen(x[None], grid)) for x, grid in ((x_CND[0], Grid(8, 8)), (pooled_ND, Grid(4, 4)))]
-    torch.testing.assert_close(out.tokens_VD, torch.cat(expected))
+    maps = ((x_CND[0], Grid(8, 8)), (pooled_ND, Grid(4, 4)))
+    expected = torch.cat([connector.inner.project(Features(x_ND, (grid,))) for x_ND, grid in maps])
+    torch.testing.assert_close(out.tokens_VD, expected)
     assert out.counts == ((16, 4),)
 
 
@@ -250,7 +249,7 @@ CLS = {"main": replace(spec(8, side=64), prefix=1)}
         ({}, Single(SingleConfig()), ENCODER, "variant pool needs crops above the lowest level.*view Single.* level 0"),
         ({"variant": "select"}, Split(SplitConfig()), ENCODER, r"--view pyramid.*Split.* levels 0, 1"),
         ({"variant": "select"}, Pyramid(PyramidConfig(levels="low+medium")), ENCODER, "Pyramid .* levels 0, 1"),
-        ({"variant": "select", "top_k": 5}, PYRAMID, ENCODER, "keeps 5 high crops .* only 4 belong to one"),
+        ({"variant": "select", "top_k": 5}, PYRAMID, ENCODER, "keeps 5 high crops .* only 4 of 16 belong to one"),
         (
             {"variant": "select", "regions": "block"},
             Pyramid(PyramidConfig(high=("3x3",))),
@@ -266,7 +265,12 @@ CLS = {"main": replace(spec(8, side=64), prefix=1)}
             r"grid of 3x3; 4x4 would do behind a pooling of 4x4, 16x16 in front of it \(an input of 'main' 128x128",
         ),
         ({"inner": "concat"}, PYRAMID, {"main": spec(8, side=56)}, r"grid of 7x7; 8x8 would do"),
-        ({"inner": "perceiver", "keep_prefix": True}, PYRAMID, CLS, "'perceiver' does not: .*--connector.no-keep-prefix"),
+        (
+            {"inner": "perceiver", "keep_prefix": True},
+            PYRAMID,
+            CLS,
+            "'perceiver' does not: .*--connector.no-keep-prefix",
+        ),
         ({"inner": "concat", "keep_prefix": True}, PYRAMID, CLS, "'concat' does not"),
     ],
 )
