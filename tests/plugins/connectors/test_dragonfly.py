@@ -12,6 +12,7 @@ from beni.errors import BeniError, GridError, IncompatiblePartsError, PluginErro
 from beni.interfaces import View
 from beni.types import Box, Crop, EncoderSpec, Features, Grid, ImageLayout, Size, VisualTokens
 from beni_plugins.connectors.dragonfly import Dragonfly, DragonflyConfig
+from beni_plugins.connectors.mlp import Mlp
 from beni_plugins.views.pyramid import Pyramid, PyramidConfig
 from beni_plugins.views.single import Single, SingleConfig
 from beni_plugins.views.split import Split, SplitConfig
@@ -256,6 +257,12 @@ CLS = {"main": replace(spec(8, side=64), prefix=1)}
             ENCODER,
             "cannot share 9 high crops evenly among 4 medium ones",
         ),
+        (  # not the largest image's grids, but those of wide ones
+            {"variant": "select", "regions": "block"},
+            Pyramid(PyramidConfig(medium=("2x2", "1x3"), high=("4x4",))),
+            ENCODER,
+            "cannot share 16 high crops evenly among 3 medium ones",
+        ),
         ({"inner": "dragonfly"}, PYRAMID, ENCODER, "'dragonfly' looks at all crops at once"),
         ({"pool": 3}, PYRAMID, ENCODER, r"averages 3x3 .* grid of 8x8; 9x9 would do \(an input of 'main' 72x72"),
         (
@@ -296,6 +303,15 @@ def test_what_cannot_work_is_refused(
 )
 def test_what_works_is_not(options: dict[str, Any], view: View, encoders: dict[str, EncoderSpec]) -> None:
     Dragonfly.check(config(**options), view, encoders)
+
+
+def test_what_the_inner_connector_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(config: Any, view: View, encoders: dict[str, EncoderSpec]) -> None:
+        raise IncompatiblePartsError("not with me")
+
+    monkeypatch.setattr(Mlp, "check", refuse)
+    with pytest.raises(IncompatiblePartsError, match="not with me"):
+        Dragonfly.check(config(), PYRAMID, ENCODER)
 
 
 def test_counts_that_would_depend_on_the_picture_are_refused() -> None:

@@ -48,6 +48,13 @@ def test_the_best_grid_is_llavas(size: Size, best: Grid) -> None:
     assert best_grid(size, CLIP.size, LLAVA_16) == best
 
 
+def test_a_small_image_takes_the_smallest_grid_that_holds_it() -> None:
+    grids = [Grid(4, 4), Grid(2, 2), Grid(2, 3)]
+    assert best_grid(Size(672, 600), CLIP.size, grids) == Grid(2, 2)
+    assert best_grid(Size(673, 600), CLIP.size, grids) == Grid(2, 3)
+    assert best_grid(Size(1, 1), CLIP.size, grids) == Grid(2, 2)
+
+
 @pytest.mark.parametrize(
     ("size", "medium", "high_1"),
     [
