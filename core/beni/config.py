@@ -3,6 +3,9 @@
 A part declares its options as a frozen dataclass nested in it as `Config`. A `Part` is a chosen class with its options;
 a `RunConfig` is everything that decides what a training run computes. Both survive the round trip through JSON and
 TOML, and refuse a field they do not know.
+
+An option may itself be a part: its field is annotated `Annotated[Part, OfKind("connector")]`. In a file it is a table
+inside the part's table, on the command line `--connector.inner mlp` with `--connector.inner.kind linear`.
 """
 
 import dataclasses
@@ -13,11 +16,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import pydantic
+from pydantic_core import core_schema
 
-from beni.errors import ConfigError, PluginError
+from beni.errors import BeniError, ConfigError, PluginError
 from beni.options import BatchConfig, DataConfig, OptimConfig, RunOptions
 from beni.registry import Plugin, available, find, is_path
 
@@ -44,9 +48,37 @@ class Part:
         return self.plugin.load()
 
     def to_dict(self) -> dict[str, Any]:
-        """A flat table: `name`, where it came from, and the options."""
+        """A table: `name`, where it came from, and the options; a part it holds is a table in it."""
         origin = {"class": self.plugin.target, "distribution": self.plugin.distribution, "version": self.plugin.version}
         return {"name": self.plugin.name, **to_dict(self.config), "origin": origin}
+
+
+@dataclass(frozen=True, slots=True)
+class OfKind:
+    """What kind of part an option holds: `Annotated[Part, OfKind("connector")]`."""
+
+    kind: str
+    """A key of `beni.registry.GROUPS`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(self._read)
+
+    def _read(self, table: Any, info: Any) -> Part:
+        try:
+            return part_from_dict(self.kind, table)
+        except BeniError as error:
+            raise type(error)(f"{info.context}, option '{info.field_name}': {error}") from error
+
+
+def held_parts(cls: type) -> dict[str, str]:
+    """The options of a part's `Config` that are parts themselves, and their kinds."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {
+        option.name: note.kind
+        for option in dataclasses.fields(cls)
+        for note in get_args(hints[option.name])[1:]
+        if isinstance(note, OfKind)
+    }
 
 
 def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None, spelled: bool = False) -> Part:
@@ -108,8 +140,10 @@ def part_from_dict(kind: str, table: Any) -> Part:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """A dataclass as plain JSON values; a part it holds is a table as `Part.to_dict` makes it."""
+    values = {option.name: getattr(config, option.name) for option in dataclasses.fields(config)}
+    parts = {name: value.to_dict() for name, value in values.items() if isinstance(value, Part)}
+    return json.loads(json.dumps(dataclasses.asdict(config) | parts))
 
 
 def from_dict(cls: type[ConfigT], data: Any, where: str, spelled: bool = False) -> ConfigT:
@@ -137,8 +171,8 @@ def from_dict(cls: type[ConfigT], data: Any, where: str, spelled: bool = False) 
     adapter = pydantic.TypeAdapter(cls)
     try:
         if spelled:
-            return adapter.validate_python(dict(data))
-        return adapter.validate_json(json.dumps(dict(data), default=str), strict=True)
+            return adapter.validate_python(dict(data), context=where)
+        return adapter.validate_json(json.dumps(dict(data), default=str), strict=True, context=where)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])

@@ -1,14 +1,19 @@
 """Parts first, then everybody's options; a mistake is one line that says what to do."""
 
+import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import beni
 from beni.cli.commands import EvaluateOptions
+from beni.cli.main import main
 from beni.cli.options import parse, parse_run
-from beni.config import RunConfig
+from beni.config import RunConfig, choose, run_config_from_dict
 from beni.errors import BeniError
+from beni.registry import available
 
 
 def run(line: str) -> RunConfig:
@@ -66,6 +71,72 @@ def test_another_part_drops_the_options_of_the_files_part(file: Path) -> None:
     assert list(run(f"--config {file} --encoder tiny").encoders) == ["main"]
 
 
+def test_a_part_may_hold_another() -> None:
+    config = run("--connector dragonfly --connector.pool 2 --connector.inner perceiver --connector.inner.num-latents 5")
+    connector: Any = config.connector.config
+    assert (connector.pool, connector.inner.plugin.name, connector.inner.config.num_latents) == (2, "perceiver", 5)
+    default: Any = run("--connector dragonfly --connector.inner.kind linear").connector.config
+    assert (default.inner.plugin.name, default.inner.config.kind) == ("mlp", "linear")
+    deep: Any = run(
+        "--connector dragonfly --connector.inner=dragonfly --connector.inner.inner concat "
+        "--connector.inner.inner.order square4 --connector.inner.pool 8"
+    ).connector.config
+    assert deep.pool == 4 and deep.inner.config.pool == 8
+    assert deep.inner.config.inner == choose("connector", "concat", {"order": "square4"})
+
+
+def test_the_command_line_overrides_the_files_held_part(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(
+        '[connector]\nname = "dragonfly"\npool = 8\n[connector.inner]\nname = "perceiver"\nnum_latents = 9\ndepth = 1\n'
+    )
+    config: Any = run(f"--config {path} --connector.inner.depth 3").connector.config
+    assert (config.pool, config.inner.config.num_latents, config.inner.config.depth) == (8, 9, 3)
+    config = run(f"--config {path} --connector.inner concat").connector.config
+    assert (config.pool, config.inner) == (8, choose("connector", "concat"))
+    config = run(f"--config {path} --connector dragonfly").connector.config
+    assert (config.pool, config.inner.plugin.name) == (4, "mlp")
+
+
+def test_any_kind_of_part_may_hold_any(tmp_path: Path) -> None:
+    """An encoder and a view from a file, two of the encoder with keys of their own."""
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import dataclass, field\nfrom typing import Annotated\n"
+        "from beni.config import OfKind, Part, PartConfig, choose\n"
+        "def held(kind, name): return field(default_factory=lambda: choose(kind, name))\n"
+        "@dataclass(frozen=True, slots=True)\nclass EC(PartConfig):\n"
+        "    trunk_of: Annotated[Part, OfKind('encoder')] = held('encoder', 'tiny')\n    size: int = 3\n"
+        "    def __post_init__(self): assert isinstance(self.trunk_of, Part)\n"
+        "class Encoder:\n    beni_api = 1\n    Config = EC\n"
+        "@dataclass(frozen=True, slots=True)\nclass VC(PartConfig):\n"
+        "    one: Annotated[Part, OfKind('view')] = held('view', 'single')\n"
+        "    two: Annotated[Part, OfKind('view')] = held('view', 'split')\n"
+        "class View:\n    beni_api = 1\n    Config = VC\n"
+    )
+    own = tmp_path / "own.py"
+    config = run(
+        f"--encoder a={own}:Encoder b={own}:Encoder --encoder.a.trunk-of.width 64 --encoder.b.trunk_of timm:resnet18 "
+        f"--encoder.b.size 4 --view {own}:View --view.one.fit pad --view.two split --view.two.tiles 3"
+    )
+    a, b = (config.encoders[key].config for key in "ab")
+    assert a.trunk_of.config.width == 64 and b.trunk_of.config.model == "resnet18" and (a.size, b.size) == (3, 4)  # type: ignore[attr-defined]
+    view: Any = config.view.config
+    assert (view.one.config.fit, view.two.config.tiles) == ("pad", 3)
+    assert run_config_from_dict(config.to_dict()) == config
+
+
+def test_a_held_part_from_python() -> None:
+    inner = {"name": "concat", "order": "raster2"}
+    config = beni.configure(connector={"name": "dragonfly", "pool": 2, "inner": inner}, view="pyramid", steps=3)
+    assert config == run(
+        "--connector dragonfly --connector.pool 2 --connector.inner concat --connector.inner.order raster2 "
+        "--view pyramid --steps 3"
+    )
+    assert beni.configure(connector={"name": "dragonfly", "inner": "concat"}).connector.config.inner == choose(  # type: ignore[attr-defined]
+        "connector", "concat"
+    )
+
+
 MISTAKES = {
     "--conector perceiver": "unknown option --conector: did you mean --connector?",
     "--connector percever": "unknown connector 'percever': did you mean perceiver? installed:",
@@ -87,6 +158,16 @@ MISTAKES = {
     "--encoder tiny:foo": "encoder 'tiny' takes nothing behind a colon: write 'tiny' instead of 'tiny:foo'",
     "--encoder": "--encoder needs a value",
     "--connector": "--connector needs a value",
+    "--connector dragonfly --connector.inner": "--connector.inner needs a value",
+    "--connector dragonfly --connector.inner percever": "unknown connector 'percever': did you mean perceiver?",
+    "--connector dragonfly --connector.inner.num-latents 4": "unknown option --connector.inner.num-latents: "
+    "connector.inner 'mlp' has --connector.inner.kind",
+    "--connector dragonfly --connector.inner.knid linear": "unknown option --connector.inner.knid: did you mean "
+    "--connector.inner.kind?",
+    "--connector dragonfly --connector.iner mlp": "unknown option --connector.iner: did you mean --connector.inner?",
+    "--connector dragonfly --connector.inner.kind round": "connector 'mlp', option 'kind': 'round' is neither",
+    "--connector dragonfly --connector.pool 0": "connector 'dragonfly': --connector.pool must be at least 1",
+    "--connector.inner perceiver": "unknown option --connector.inner: connector 'mlp' has --connector.kind",
     "--out": "--out needs a value",
     "--llm nosuch": "unknown llm 'nosuch': installed: hf, smollm2, tiny; a Hugging Face model is written owner/name",
     "--optim.stepz 10": "unknown option --optim.stepz: did you mean --steps?",
@@ -117,6 +198,9 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
         run(f"--config {path}")
 
 
+CONNECTORS = ", ".join(sorted({plugin.name for plugin in available("connector")}))
+
+
 def test_help_lists_the_options_of_the_chosen_parts(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run("--connector perceiver --help")
@@ -126,10 +210,27 @@ def test_help_lists_the_options_of_the_chosen_parts(capsys: pytest.CaptureFixtur
         "--connector.num-latents",
         "--encoder.width",
         "--row-tokens",
-        "concat, mlp, perceiver",
+        CONNECTORS,
         "Visual tokens per crop",
     ):
         assert expected in shown
+
+
+def test_help_lists_the_options_of_held_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("--connector dragonfly --connector.inner perceiver --help")
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for expected in (
+        f"--connector.inner STR A connector: {CONNECTORS}. (default: perceiver)",
+        "--connector.inner.num-latents INT Visual tokens per crop",
+        "--connector.pool INT Side of a pooling window in tokens. (default: 4)",
+    ):
+        assert expected in shown
+
+
+def test_a_part_is_shown_with_what_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plugins", "show", "connector", "dragonfly"])
+    assert re.search(r"inner +connector +'mlp'\n +variant", capsys.readouterr().out)
 
 
 def test_commands_with_required_options_say_which() -> None:

@@ -3,11 +3,22 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
-from beni.config import OPTION_GROUPS, choose, from_dict, read_config_file, run_config_from_dict
+from beni.config import (
+    OPTION_GROUPS,
+    OfKind,
+    Part,
+    PartConfig,
+    choose,
+    from_dict,
+    held_parts,
+    read_config_file,
+    run_config_from_dict,
+    to_dict,
+)
 from beni.errors import BeniError, ConfigError, PluginError
 from beni.options import BatchConfig, DataConfig, OptimConfig
 
@@ -69,6 +80,16 @@ def test_toml_and_json_files_are_the_same(tmp_path: Path) -> None:
         ({"run": {"dry_run": 1}}, "option 'dry_run': should be a valid boolean"),
         ({"run": {"dtype": "fp64"}}, "option 'dtype': should be 'auto', 'fp32' or 'bf16', not 'fp64'"),
         ({"connector": {"name": "nobody"}}, "unknown connector 'nobody'"),
+        (
+            {"connector": {"name": "dragonfly", "inner": {"name": "perciever"}}},
+            "connector 'dragonfly', option 'inner': unknown connector 'perciever': did you mean perceiver",
+        ),
+        (
+            {"connector": {"name": "dragonfly", "inner": {"name": "perceiver", "latents": 3}}},
+            "option 'inner': connector 'perceiver' has no option 'latents': did you mean 'num_latents'",
+        ),
+        ({"connector": {"name": "dragonfly", "inner": "mlp"}}, "option 'inner': connector 'mlp' is not a table"),
+        ({"connector": {"name": "dragonfly", "inner": {"kind": "linear"}}}, "option 'inner': .*has no 'name'"),
     ],
 )
 def test_mistakes_in_tables_are_one_line(tables: dict[str, Any], said: str) -> None:
@@ -134,6 +155,37 @@ def test_whole_defaults_of_floats_do_not_change_the_hash(tmp_path: Path) -> None
     config = run_config_from_dict({"view": {"name": f"{tmp_path / 'part.py'}:Part"}})
     again = run_config_from_dict(config.to_dict())
     assert again.training_hash() == config.training_hash()
+
+
+HOLDING = {"name": "dragonfly", "pool": 2, "inner": {"name": "perceiver", "num_latents": 7}}
+
+
+def test_a_part_that_holds_a_part_survives(tmp_path: Path) -> None:
+    config = run_config_from_dict({"connector": HOLDING})
+    held = config.connector.config.inner  # type: ignore[attr-defined]
+    assert held == choose("connector", "perceiver", {"num_latents": 7})
+    table = config.to_dict()["connector"]
+    assert table["inner"] == held.to_dict() and table["inner"]["origin"]["distribution"] == "beni"
+    assert run_config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    (tmp_path / "a.toml").write_text(
+        '[connector]\nname = "dragonfly"\npool = 2\n[connector.inner]\nname = "perceiver"\nnum_latents = 7\n'
+    )
+    assert run_config_from_dict(read_config_file(tmp_path / "a.toml")) == config
+    other = HOLDING | {"inner": {"name": "perceiver", "num_latents": 8}}
+    assert run_config_from_dict({"connector": other}).training_hash() != config.training_hash()
+
+
+def test_held_parts_are_found_in_any_config() -> None:
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Two(PartConfig):
+        first: Annotated[Part, OfKind("view")]
+        number: int = 3
+        second: "Annotated[Part, OfKind('view')]" = dataclasses.field(default_factory=lambda: choose("view", "single"))
+
+    assert held_parts(Two) == {"first": "view", "second": "view"}
+    assert held_parts(OptimConfig) == {}
+    two = Two(choose("view", "split", {"tiles": 3}), 4)
+    assert to_dict(two)["first"]["tiles"] == 3 and from_dict(Two, to_dict(two), "here") == two
 
 
 def test_what_stands_behind_a_colon() -> None:

@@ -42,7 +42,16 @@ SVA = {
     "fusion": {"name": "sva", "heads": 2, "newline": "row"},
     "view": {"name": "single", "fit": "pad"},
 }
-FUSIONS: dict[str, dict[str, Any]] = {
+PYRAMID = {"name": "pyramid", "medium": ["1x2", "2x1"]}
+SELECTED = {
+    "connector": {"name": "dragonfly", "variant": "select", "inner": {"name": "concat"}},
+    "view": PYRAMID,
+}
+POOLED = {
+    "connector": {"name": "dragonfly", "pool": 2, "inner": XATTN["connector"]},
+    "view": PYRAMID | {"levels": "low+medium"},
+}
+JOINED: dict[str, dict[str, Any]] = {
     "inline": INLINE,
     "xattn": XATTN,
     "inline-tiles": INLINE | TILES,
@@ -53,6 +62,8 @@ FUSIONS: dict[str, dict[str, Any]] = {
     "inline-anyres": INLINE | {"connector": {"name": "concat"}, "view": {"name": "anyres", "shrink_to": 3}},
     "xattn-anyres": XATTN | {"view": {"name": "anyres", "merge": "flat"}},
 }
+"""Those that also work with several encoders."""
+FUSIONS = JOINED | {"inline-dragonfly": INLINE | SELECTED, "xattn-dragonfly": XATTN | POOLED}
 TEXTS = ["what is it? a cat. three cats, how many? compare them: all the same, blue. hello there, general kenobi"] * 3
 
 

@@ -91,6 +91,17 @@ def test_the_processor_tokenizes_as_training_did(saved: tuple[Built, Path]) -> N
         assert torch.equal(batch[name], value), name
 
 
+@pytest.mark.parametrize("fusion", ["inline-dragonfly", "xattn-dragonfly"])
+def test_a_connector_inside_another_is_saved(fusion: str, tmp_path: Path) -> None:
+    built = make(fusion)
+    model = AutoModelForImageTextToText.from_pretrained(save(built, tmp_path))
+    batch = AutoProcessor.from_pretrained(tmp_path)(images=[[load_image(A), load_image(B)]], text=["<image><image>so?"])
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, built.model.eval()(**batch).logits)
+    assert BeniConfig.from_pretrained(tmp_path).part("connector").config == built.composer.connector
+    assert json.loads((tmp_path / "config.json").read_text())["connector"]["inner"]["origin"]["distribution"] == "beni"
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_embeddings_stay_one_tensor(tied: bool, tmp_path: Path) -> None:
     built = make("inline")

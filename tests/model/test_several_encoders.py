@@ -14,7 +14,7 @@ from beni.interfaces import Connector
 from beni.model.build import Built
 from beni.model.processing import BeniProcessor
 from beni_plugins.connectors.mlp import Mlp
-from tests.model.small import CONVERSATIONS, ENCODER, FUSIONS, A, inputs, make
+from tests.model.small import CONVERSATIONS, ENCODER, JOINED, A, inputs, make
 from tests.plugins.specs import spec
 
 LARGER = {
@@ -30,7 +30,7 @@ LARGER = {
 """Another input size and width, the same 4x4 grid."""
 
 
-@pytest.fixture(params=FUSIONS)
+@pytest.fixture(params=JOINED)
 def pair(request: pytest.FixtureRequest) -> Built:
     return make(request.param, encoders={"small": ENCODER, "large": LARGER})
 
@@ -86,6 +86,11 @@ def test_other_grids_are_refused_before_anything_is_allocated(monkeypatch: pytes
     monkeypatch.setattr(torch.nn.Module, "__init__", forbidden)
     with pytest.raises(IncompatiblePartsError, match=r"Mlp.*small 4x4, large 2x2.*grids agree"):
         make("inline", encoders={"small": ENCODER, "large": coarse})
+
+
+def test_a_connector_of_one_encoder_says_so() -> None:
+    with pytest.raises(IncompatiblePartsError, match=r"'dragonfly' works on the crops of one encoder.*small, large"):
+        make("inline-dragonfly", encoders={"small": ENCODER, "large": LARGER})
 
 
 def test_features_that_do_not_agree_with_their_specs_are_refused() -> None:

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from beni.cli.options import parse, parse_run
-from beni.config import RunOptions
+from beni.config import Part, RunOptions, held_parts
 from beni.data.spec import judged
 from beni.errors import ConfigError
 from beni.eval.judge import answer_texts, judge, subset, summary
@@ -125,9 +126,19 @@ def plugins(arguments: Sequence[str], program: str) -> None:
     part = plugin.load()
     print(f"{words[1]} {plugin.name}: {plugin.target} ({plugin.distribution} {plugin.version})\n{plugin.location()}")
     print((part.__doc__ or "").strip() + "\n")
+    kinds = held_parts(part.Config)  # type: ignore[attr-defined]
     for option in dataclasses.fields(part.Config):  # type: ignore[attr-defined]
-        default = option.default if option.default is not dataclasses.MISSING else "required"
-        print(f"  {option.name:<20} {getattr(option.type, '__name__', option.type)!s:<24} {default!r}")
+        what: Any = kinds.get(option.name) or getattr(option.type, "__name__", None) or option.type
+        print(f"  {option.name:<20} {what!s:<24} {_default(option)}")
+
+
+def _default(option: "dataclasses.Field[Any]") -> str:
+    if option.default is not dataclasses.MISSING:
+        return repr(option.default)
+    if option.default_factory is dataclasses.MISSING:
+        return "required"
+    value = option.default_factory()
+    return repr(value.plugin.name if isinstance(value, Part) else value)
 
 
 def _with_split(spec: str, split: str) -> str:

@@ -23,7 +23,7 @@ def explain(message: str, cls: type, arguments: Sequence[str], parts: Mapping[st
         message: what tyro wrote.
         cls: the options that there are.
         arguments: what the user typed.
-        parts: the chosen part of each kind.
+        parts: the chosen parts, by what they are called on the command line.
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", message)
     text = re.sub(r"\s+", " ", re.sub(r"[╭╮╰╯│─]+", " ", plain)).strip()
@@ -53,7 +53,7 @@ def unexpected(word: str, cls: type, arguments: Sequence[str], parts: Mapping[st
     option = word.partition("=")[0].replace("_", "-")
     known = list(_names(cls))
     group, _, last = option.removeprefix("--").rpartition(".")
-    kind = group.partition(".")[0]
+    kind = group if group in parts else group.partition(".")[0]
     inside = [name for name in known if name.startswith(f"--{kind}.")] if kind in parts or group else []
     among = inside or known
     close = difflib.get_close_matches(last, {name.rpartition(".")[2].removeprefix("--") for name in among}, n=1)

@@ -1,6 +1,5 @@
 """Two-phase command line: first which parts, then everybody's options, typed and documented by the parts themselves."""
 
-import argparse
 import dataclasses
 import io
 import keyword
@@ -12,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from beni.cli import held
 from beni.cli.mistakes import explain, unexpected
 from beni.config import (
     DEFAULT_PARTS,
@@ -24,14 +24,14 @@ from beni.config import (
     run_config_from_dict,
 )
 from beni.errors import BeniError, ConfigError
-from beni.registry import available, is_path
+from beni.registry import is_path
 
 OptionsT = TypeVar("OptionsT")
 
 
 def _offered(kind: str, what: str) -> Any:
     """Help of a selector: what the part does, and which are installed."""
-    return tyro.conf.arg(help=f"{what}: {', '.join(sorted({plugin.name for plugin in available(kind)}))}.")
+    return tyro.conf.arg(help=held.offered(kind, what))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +65,24 @@ def parse_run(arguments: Sequence[str], program: str) -> RunConfig:
     except BeniError as error:
         raise type(error)(f"{chosen.config}: {error}" if chosen.config else str(error)) from error
     single = list(base.encoders) == ["main"]
-    encoders = {key: part.config for key, part in base.encoders.items()}
-    fields: list[tuple[str, Any, Any]] = [("selectors", _unprefixed(Selectors), chosen)]
+    options = {key: "encoder" if single else f"encoder.{key}" for key in base.encoders}
+    encoders = {key: held.choose_held(part, options[key], arguments) for key, part in base.encoders.items()}
+    singles = {kind: held.choose_held(getattr(base, kind), kind, arguments) for kind in SINGLE_KINDS}
+    fields: list[held.Field] = [("selectors", _unprefixed(Selectors), chosen)]
     fields += [(name, _unprefixed(cls), getattr(base, name)) for name, cls in OPTION_GROUPS.items()]
     if single:
-        fields.append(_part_field("encoder", encoders["main"]))
+        fields.append(held.option_field("encoder", encoders["main"]))
     else:
-        several = dataclasses.make_dataclass("Encoders", [_part_field(key, config) for key, config in encoders.items()])
+        several = dataclasses.make_dataclass("Encoders", [held.option_field(*pair) for pair in encoders.items()])
         fields.append(("encoder", several, dataclasses.field(default_factory=several)))
-    fields += [_part_field(kind, getattr(base, kind).config) for kind in SINGLE_KINDS]
-    parts = {kind: getattr(base, kind).plugin.name for kind in SINGLE_KINDS}
-    if single:
-        parts["encoder"] = base.encoders["main"].plugin.name
-    parsed: Any = parse(dataclasses.make_dataclass("Run", fields, frozen=True), arguments, program, parts)
-    configs = {"main": parsed.encoder} if single else {key: getattr(parsed.encoder, key) for key in encoders}
-    rest: dict[str, Any] = {kind: Part(getattr(base, kind).plugin, getattr(parsed, kind)) for kind in SINGLE_KINDS}
+    fields += [held.option_field(*pair) for pair in singles.items()]
+    called = [(part, options[key]) for key, part in encoders.items()] + [(part, kind) for kind, part in singles.items()]
+    names = dict(pair for part, option in called for pair in held.names(part, option))
+    parsed: Any = parse(dataclasses.make_dataclass("Run", fields, frozen=True), arguments, program, names)
+    own = {"main": parsed.encoder} if single else vars(parsed.encoder)
+    rest: dict[str, Any] = {kind: held.with_options(part, getattr(parsed, kind)) for kind, part in singles.items()}
     rest |= {name: getattr(parsed, name) for name in OPTION_GROUPS}
-    return RunConfig({key: Part(part.plugin, configs[key]) for key, part in base.encoders.items()}, **rest)
+    return RunConfig({key: held.with_options(part, own[key]) for key, part in encoders.items()}, **rest)
 
 
 def parse(
@@ -93,7 +94,7 @@ def parse(
         cls: the options.
         arguments: what the user typed.
         program: its name, for --help.
-        parts: the chosen part of each kind, for messages about options that it does not have.
+        parts: the chosen parts, by what they are called here, for messages about options that they do not have.
 
     Raises:
         ConfigError: an unknown or malformed option, with the closest one that exists.
@@ -114,15 +115,7 @@ def parse(
 
 def _selectors(arguments: Sequence[str]) -> Selectors:
     """Which parts are asked for, ignoring every other option. A file fills in what the command line leaves open."""
-    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    reader.add_argument("--encoder", nargs="+")
-    for name in (*SINGLE_KINDS, "config"):
-        reader.add_argument(f"--{name}")
-    try:
-        found, _ = reader.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"{error.argument_name} needs a value (--help lists all options)") from error
-    given = {name: value for name, value in vars(found).items() if value is not None}
+    given = held.given(("encoder", *SINGLE_KINDS, "config"), arguments, lists=("encoder",))
     if "encoder" in given:
         given["encoder"] = tuple(given["encoder"])
     return Selectors(**given)
@@ -160,10 +153,6 @@ def _encoders(references: Sequence[str]) -> dict[str, Part]:
             )
         encoders[key] = part
     return encoders
-
-
-def _part_field(name: str, config: Any) -> tuple[str, Any, Any]:
-    return name, type(config), dataclasses.field(default=config)
 
 
 def _unprefixed(cls: type) -> Any:

@@ -1,6 +1,6 @@
 """The parts of a run as rows of a table."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ def parts_of(config: Mapping[str, Any], counts: Mapping[str, int]) -> list[PartR
             label,
             kind,
             name,
-            tuple((key, _plain(value)) for key, value in options.items()),
+            tuple(_plain(options)),
             f"{origin.get('distribution', '')} {origin.get('version', '')}".strip(),
             count,
             (count or 0) / total if total else 0.0,
@@ -56,5 +56,12 @@ def parts_of(config: Mapping[str, Any], counts: Mapping[str, int]) -> list[PartR
     return rows + [row(label, label, {}) for label in counts if label not in tables]
 
 
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _plain(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Options as text; a part that is held, by its name, and its options as inner.OPTION."""
+    for key, value in options.items():
+        if isinstance(value, Mapping) and "name" in value:
+            yield f"{prefix}{key}", str(value["name"])
+            own = {name: entry for name, entry in value.items() if name not in ("name", "origin")}
+            yield from _plain(own, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
