@@ -44,9 +44,9 @@ class Part:
         return self.plugin.load()
 
     def to_dict(self) -> dict[str, Any]:
-        """A flat table: `name`, where it came from, and the options."""
+        """A flat table: `name` (with its package, where that is not beni), where it came from, and the options."""
         origin = {"class": self.plugin.target, "distribution": self.plugin.distribution, "version": self.plugin.version}
-        return {"name": self.plugin.name, **to_dict(self.config), "origin": origin}
+        return {"name": self.plugin.reference, **to_dict(self.config), "origin": origin}
 
 
 def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None, spelled: bool = False) -> Part:

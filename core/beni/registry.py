@@ -24,6 +24,8 @@ API_VERSION = 1
 
 BUILT_IN = "beni"
 """The distribution whose parts own their plain names."""
+UNKNOWN = "unknown"
+"""Stands for the distribution of an entry point that does not say."""
 
 GROUPS = {
     "encoder": "beni.encoders",
@@ -78,6 +80,12 @@ class Plugin:
         """The distribution and its version; for a class that was named directly, the package or the file."""
         return f"{self.distribution} {self.version}".strip()
 
+    @property
+    def reference(self) -> str:
+        """What names this part again wherever it is read, whatever else is installed there."""
+        plain = self.distribution in (BUILT_IN, UNKNOWN) or is_path(self.name)
+        return self.name if plain else f"{self.name}@{self.distribution}"
+
     def location(self) -> str:
         """`file:line` of the class; imports it."""
         part = self.load()
@@ -127,7 +135,7 @@ def is_path(reference: str) -> bool:
 def _describe(kind: str, entry: EntryPoint) -> Plugin:
     target = entry.value.partition("[")[0].strip()  # extras are of no use to us
     dist = entry.dist
-    return Plugin(kind, entry.name, target, dist.name if dist else "unknown", dist.version if dist else "")
+    return Plugin(kind, entry.name, target, dist.name if dist else UNKNOWN, dist.version if dist else "")
 
 
 def _named_directly(kind: str, reference: str) -> Plugin:
