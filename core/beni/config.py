@@ -19,7 +19,7 @@ import pydantic
 
 from beni.errors import ConfigError, PluginError
 from beni.options import BatchConfig, DataConfig, OptimConfig, RunOptions
-from beni.registry import Plugin, available, find, is_path
+from beni.registry import Plugin, available, find, is_path, unfinished
 
 ConfigT = TypeVar("ConfigT")
 
@@ -60,7 +60,7 @@ def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None, 
         spelled: the values are strings that spell what is meant (`?size=64`).
 
     Raises:
-        PluginError: no such part, or one without a `Config`.
+        PluginError: no such part, or one that is unfinished.
         ConfigError: an option that the part does not have, or a value of the wrong type.
     """
     options = dict(options or {})
@@ -76,6 +76,8 @@ def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None, 
             f"{kind} '{name}' ({plugin.target}) has no `Config`: every part declares its options as a frozen dataclass "
             f"that derives from beni.config.PartConfig"
         )
+    if missing := unfinished(config_class):
+        raise PluginError(f"{kind} '{name}' ({plugin.target}): its {config_class.__name__} does not implement {missing}")
     if value:
         if not config_class.argument:
             raise ConfigError(f"{kind} '{name}' takes nothing behind a colon: write '{name}' instead of '{reference}'")

@@ -52,7 +52,8 @@ class Plugin:
         """Import the class.
 
         Raises:
-            PluginError: the import fails, the class is missing, or it was written for another interface version.
+            PluginError: the import fails, the class is missing or unfinished, or it was written for another interface
+                version.
         """
         try:
             part = _import(self.target)
@@ -73,6 +74,8 @@ class Plugin:
                 f"{self.kind} '{self.name}' ({self.target}) was written for plugin interface {version}, this is "
                 f"{API_VERSION}: install a matching release of {self.owner}"
             )
+        if missing := unfinished(part):
+            raise PluginError(f"{self.kind} '{self.name}' ({self.target}) does not implement {missing}")
         return part
 
     @property
@@ -130,6 +133,11 @@ def is_path(reference: str) -> bool:
     """Whether a reference names a class directly (`package.module:Class`, `file.py:Class`), not a registered part."""
     module, colon, name = reference.rpartition(":")
     return bool(colon) and name.isidentifier() and (module.endswith(".py") or ("." in module and "/" not in module))
+
+
+def unfinished(cls: type) -> str:
+    """What a class still has to implement before it can be used; empty if nothing."""
+    return ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
 
 
 def _describe(kind: str, entry: EntryPoint) -> Plugin:

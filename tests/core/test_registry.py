@@ -143,3 +143,15 @@ def test_another_interface_version_is_refused(tmp_path: Path, source: str, said:
     (tmp_path / "old.py").write_text(source)
     with pytest.raises(PluginError, match=said):
         find("connector", f"{tmp_path / 'old.py'}:Part").load()
+
+
+def test_what_is_unfinished_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(
+        "from beni.interfaces import Connector, ConnectorConfig\n"
+        "class Part(Connector):\n    beni_api = 1\n    Config = ConnectorConfig\n"
+        "class Whole(Part):\n    def project(self, features): ...\n"
+    )
+    with pytest.raises(PluginError, match=r"half\.py:Part\) does not implement project$"):
+        choose("connector", f"{tmp_path / 'half.py'}:Part")
+    with pytest.raises(PluginError, match=r"half\.py:Whole\): its ConnectorConfig does not implement out_grid$"):
+        choose("connector", f"{tmp_path / 'half.py'}:Whole")
