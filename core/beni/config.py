@@ -77,7 +77,7 @@ def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None, 
             f"that derives from beni.config.PartConfig"
         )
     if missing := unfinished(config_class):
-        raise PluginError(f"{kind} '{name}' ({plugin.target}): its {config_class.__name__} does not implement {missing}")
+        raise PluginError(f"{kind} '{name}' ({plugin.target}): {config_class.__name__} does not implement {missing}")
     if value:
         if not config_class.argument:
             raise ConfigError(f"{kind} '{name}' takes nothing behind a colon: write '{name}' instead of '{reference}'")

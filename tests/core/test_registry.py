@@ -153,5 +153,5 @@ def test_what_is_unfinished_says_what_is_missing(tmp_path: Path) -> None:
     )
     with pytest.raises(PluginError, match=r"half\.py:Part\) does not implement project$"):
         choose("connector", f"{tmp_path / 'half.py'}:Part")
-    with pytest.raises(PluginError, match=r"half\.py:Whole\): its ConnectorConfig does not implement out_grid$"):
+    with pytest.raises(PluginError, match=r"half\.py:Whole\): ConnectorConfig does not implement out_grid$"):
         choose("connector", f"{tmp_path / 'half.py'}:Whole")

@@ -48,7 +48,9 @@ def pip_install(package: Path, target: Path) -> Path:
 def beni(commands: Sequence[Sequence[str]], sites: Sequence[Path]) -> list[Called]:
     """Run commands one after another in one process that sees these sites."""
     out = run([sys.executable, "-c", CALLS, json.dumps(commands)], sites)
-    return [Called(*json.loads(line.removeprefix("CALLED "))) for line in out.splitlines() if line.startswith("CALLED ")]
+    return [
+        Called(*json.loads(line.removeprefix("CALLED "))) for line in out.splitlines() if line.startswith("CALLED ")
+    ]
 
 
 def run(command: Sequence[str], sites: Sequence[Path] = (), cwd: Path | None = None) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.third_party.elsewhere import HERE, ROOT, Called, beni, pip_install, run
 
-SMALL = "--data shapes?images=8 --steps 2 --eval-limit 4 --workers 0 --device cpu".split()
+SMALL = ["--data", "shapes?images=8", "--steps", "2", "--eval-limit", "4", "--workers", "0", "--device", "cpu"]
 Sites = dict[str, Path]
 
 

@@ -70,7 +70,7 @@ def write(name: str, kind: str, into: Path) -> Path:
     if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name) or keyword.iskeyword(module):
         raise ConfigError(f"'{name}' cannot name a package: use small letters and digits, joined by -, as in row-pool")
     if importlib.util.find_spec(module) is not None:
-        raise ConfigError(f"there is an installed module '{module}', which a package '{name}' would hide: choose another")
+        raise ConfigError(f"a module '{module}' is installed, which '{name}' would hide: choose another name")
     if module in {plugin.name for plugin in available(kind)}:
         raise ConfigError(f"a {kind} '{module}' is installed already: choose another name")
     folder = into / name

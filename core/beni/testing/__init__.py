@@ -1,10 +1,10 @@
 """Conformance suites for parts: subclass the one of your kind, name the part, and run pytest or `beni check`.
 
-    from beni.testing import ConnectorConformance
+from beni.testing import ConnectorConformance
 
-    class TestMine(ConnectorConformance):
-        part = "mine"
-        options = {"num_latents": 4}
+class TestMine(ConnectorConformance):
+    part = "mine"
+    options = {"num_latents": 4}
 """
 
 from collections.abc import Mapping

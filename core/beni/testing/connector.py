@@ -8,6 +8,7 @@ from copy import deepcopy
 from functools import cached_property
 from itertools import product
 from typing import Any, ClassVar
+from unittest import SkipTest
 
 import torch
 from torch import Tensor
@@ -156,32 +157,26 @@ class ConnectorConformance(ModelConformance):
             )
 
     def test_tokens_stay_distinct(self) -> None:
-        """Learned queries that start equal get equal gradients and stay equal for ever."""
+        """Learned queries that start equal read the same thing, and are told apart by nothing but rounding."""
         connector = self.connector()
         images = [[self._grids()[0]]]
         layouts, features = self.layouts(images), self.features(images)
-        target = torch.randn_like(connector(features, layouts).tokens_VD)
-        trained = [parameter for parameter in connector.parameters() if parameter.requires_grad]
-        if trained:
-            optimizer = torch.optim.Adam(trained, lr=1e-2)
-            for _ in range(3):
-                optimizer.zero_grad()
-                (connector(features, layouts).tokens_VD - target).square().mean().backward()
-                optimizer.step()
-        [inputs] = [each.tokens_ND.requires_grad_() for each in list(features.values())[:1]]
+        inputs = next(iter(features.values())).tokens_ND.requires_grad_()
         tokens = connector(features, layouts).tokens_VD
         if len(tokens) < 2:
-            return
+            raise SkipTest("a crop becomes one token")
+        if not torch.count_nonzero(tokens):
+            raise SkipTest("a fresh one returns zeros")
         require(
             _apart(tokens.detach()),
-            "after three steps of training two tokens of a crop are still the same vector: learned queries must start "
-            "different (torch.randn, not torch.ones)",
+            "two tokens of a crop are the same vector: learned queries must start different (torch.randn, not "
+            "torch.ones)",
         )
         few = range(min(len(tokens), 8))
         gradients = [torch.autograd.grad(tokens[i].square().sum(), inputs, retain_graph=True)[0] for i in few]
         require(
             _apart(torch.stack([gradient.flatten() for gradient in gradients])),
-            "two tokens of a crop send equal gradients to the features: they read the same thing for ever",
+            "two tokens of a crop send equal gradients to the features: they read the same thing",
         )
 
     def batches(self) -> list[list[Image]]:

@@ -39,7 +39,7 @@ class FusionConformance(ModelConformance):
     def test_the_visual_width_is_a_width(self) -> None:
         for llm in (LLMSpec(32, 3), LLMSpec(48, 1)):
             width = self._config().visual_width(llm, 16)
-            require(isinstance(width, int) and width > 0, f"`visual_width` is {width!r}: it must be a number of channels")
+            require(isinstance(width, int) and width > 0, f"`visual_width` is {width!r}: not a number of channels")
 
     def test_inserted_blocks_are_used_and_owned(self) -> None:
         built = self.built()
@@ -51,7 +51,9 @@ class FusionConformance(ModelConformance):
         )
         own = {id(module) for module in fusion.modules()}
         strangers = [index for index, insert in inserts.items() if id(insert.block) not in own]
-        require(not strangers, f"the blocks at layers {strangers} are no children of the fusion: they would not be saved")
+        require(
+            not strangers, f"the blocks at layers {strangers} are no children of the fusion: nobody would save them"
+        )
 
     def test_a_fresh_fusion_leaves_text_alone(self) -> None:
         built = self._fresh()

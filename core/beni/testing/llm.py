@@ -34,7 +34,7 @@ class LanguageModelConformance(ModelConformance):
 
     def test_the_vocabulary_fits_the_embeddings(self) -> None:
         _, tokenizer, model = self._made()
-        rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        rows = len(model.get_input_embeddings().weight)
         require(len(tokenizer) <= rows, f"the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings")
 
     def test_the_model_is_whole_and_in_fp32(self) -> None:
@@ -42,7 +42,8 @@ class LanguageModelConformance(ModelConformance):
         kinds = {parameter.dtype for parameter in model.parameters()}
         require(kinds == {torch.float32}, f"`build` must return weights in fp32, these are {kinds}")
         require(
-            isinstance(getattr(provider, "pretrained", None), bool), "say whether `build` returns trained weights: pretrained"
+            isinstance(getattr(provider, "pretrained", None), bool),
+            "say whether `build` returns trained weights: pretrained = True or False",
         )
         use_packed_attention(model)
         decoder_layers(model)

@@ -52,7 +52,7 @@ class ModelConformance(Conformance):
 
     def built(self) -> Built:
         """The small model, with open gates; shared by checks that leave it as they found it."""
-        built = _built(type(self))
+        built = _built(type(self))  # type: ignore[arg-type]
         built.model.requires_grad_(True).eval().zero_grad()
         return built
 
@@ -149,7 +149,7 @@ class ModelConformance(Conformance):
             )
             if name.startswith(("encoders.", "connector.")):
                 require(
-                    not torch.count_nonzero(parameter.grad),  # type: ignore[arg-type]
+                    not torch.count_nonzero(parameter.grad),
                     f"{name} gets a gradient from a row without images: its only image is a blank one that no text may "
                     f"see",
                 )
@@ -195,7 +195,7 @@ class ModelConformance(Conformance):
     def _compared(self) -> Compared:
         """Two processes and one; only for a part that does not let them wait for each other."""
         self.test_a_row_without_images_sends_zero_gradients()
-        return _compare(type(self))
+        return _compare(type(self))  # type: ignore[arg-type]
 
     def _documents(self, built: Built, *samples: Sample) -> list[Document]:
         return [built.composer.compose(sample) for sample in samples or CONVERSATIONS]

@@ -100,4 +100,5 @@ def _whole(gradient: Tensor) -> Tensor:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return state

@@ -30,7 +30,9 @@ class SourceConformance(Conformance):
         require(self.source().split("no_such_split") is None, "`split` must return None for a split that is not there")
 
     def test_there_is_something_to_learn_or_to_judge(self) -> None:
-        require(any(len(samples) for _, samples in self._splits()), f"none of the splits {', '.join(SPLITS)} has samples")
+        require(
+            any(len(samples) for _, samples in self._splits()), f"none of the splits {', '.join(SPLITS)} has samples"
+        )
 
     def test_samples_have_an_answer(self) -> None:
         for name, samples in self._splits():

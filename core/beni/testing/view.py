@@ -123,7 +123,6 @@ class ViewConformance(ModelConformance):
                     yield size, key, crop
 
 
-
 def _tokens(layout: ImageLayout, specs: dict[str, EncoderSpec]) -> int:
     """Of a connector that keeps the grid."""
     return sum(_Keeps().counts(layout, specs))
