@@ -23,7 +23,7 @@ from pydantic_core import core_schema
 
 from beni.errors import BeniError, ConfigError, PluginError
 from beni.options import BatchConfig, DataConfig, OptimConfig, RunOptions
-from beni.registry import Plugin, available, find, is_path
+from beni.registry import Plugin, available, find, is_path, unfinished
 
 ConfigT = TypeVar("ConfigT")
 
@@ -48,9 +48,12 @@ class Part:
         return self.plugin.load()
 
     def to_dict(self) -> dict[str, Any]:
-        """A table: `name`, where it came from, and the options; a part it holds is a table in it."""
+        """A table: `name` (with its package, where that is not beni), where it came from, and the options.
+
+        A part it holds is a table in it.
+        """
         origin = {"class": self.plugin.target, "distribution": self.plugin.distribution, "version": self.plugin.version}
-        return {"name": self.plugin.name, **to_dict(self.config), "origin": origin}
+        return {"name": self.plugin.reference, **to_dict(self.config), "origin": origin}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None, 
         spelled: the values are strings that spell what is meant (`?size=64`).
 
     Raises:
-        PluginError: no such part, or one without a `Config`.
+        PluginError: no such part, or one that is unfinished.
         ConfigError: an option that the part does not have, or a value of the wrong type.
     """
     options = dict(options or {})
@@ -108,6 +111,8 @@ def choose(kind: str, reference: str, options: Mapping[str, Any] | None = None, 
             f"{kind} '{name}' ({plugin.target}) has no `Config`: every part declares its options as a frozen dataclass "
             f"that derives from beni.config.PartConfig"
         )
+    if missing := unfinished(config_class):
+        raise PluginError(f"{kind} '{name}' ({plugin.target}): {config_class.__name__} does not implement {missing}")
     if value:
         if not config_class.argument:
             raise ConfigError(f"{kind} '{name}' takes nothing behind a colon: write '{name}' instead of '{reference}'")

@@ -188,9 +188,15 @@ class Connector(nn.Module, ABC):
         self.in_width = sum(spec.width for spec in encoders.values())
         self.out_width = out_width
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A class that overrides `forward` as a whole is complete without `project`."""
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls) and getattr(cls.project, "__isabstractmethod__", False):
+            cls.project = _no_project  # type: ignore[method-assign]
+
+    @abstractmethod
     def project(self, features: Features) -> Float[Tensor, "V out"]:
         """The visual tokens of all crops, crop after crop, each as many as `config.out_grid` said."""
-        raise NotImplementedError(f"{type(self).__name__} must implement `project`, or `forward` as a whole")
 
     def forward(self, features: Mapping[str, Features], layouts: Sequence[ImageLayout]) -> VisualTokens:
         """Join the encoders, project, check the count that was promised, and put tiles together to maps.
@@ -255,6 +261,10 @@ class Connector(nn.Module, ABC):
     def blocks(self) -> Sequence[nn.Module]:
         """The modules that are sharded one by one; by default the connector is one unit."""
         return ()
+
+
+def _no_project(self: Connector, features: Features) -> Tensor:
+    raise NotImplementedError(f"{type(self).__name__} makes its tokens in `forward`, not crop by crop")
 
 
 # ------------------------------------------------------------------------------------------------------------- fusions

@@ -24,6 +24,8 @@ API_VERSION = 1
 
 BUILT_IN = "beni"
 """The distribution whose parts own their plain names."""
+UNKNOWN = "unknown"
+"""Stands for the distribution of an entry point that does not say."""
 
 GROUPS = {
     "encoder": "beni.encoders",
@@ -50,7 +52,8 @@ class Plugin:
         """Import the class.
 
         Raises:
-            PluginError: the import fails, the class is missing, or it was written for another interface version.
+            PluginError: the import fails, the class is missing or unfinished, or it was written for another interface
+                version.
         """
         try:
             part = _import(self.target)
@@ -71,12 +74,20 @@ class Plugin:
                 f"{self.kind} '{self.name}' ({self.target}) was written for plugin interface {version}, this is "
                 f"{API_VERSION}: install a matching release of {self.owner}"
             )
+        if missing := unfinished(part):
+            raise PluginError(f"{self.kind} '{self.name}' ({self.target}) does not implement {missing}")
         return part
 
     @property
     def owner(self) -> str:
         """The distribution and its version; for a class that was named directly, the package or the file."""
         return f"{self.distribution} {self.version}".strip()
+
+    @property
+    def reference(self) -> str:
+        """What names this part again wherever it is read, whatever else is installed there."""
+        plain = self.distribution in (BUILT_IN, UNKNOWN) or is_path(self.name)
+        return self.name if plain else f"{self.name}@{self.distribution}"
 
     def location(self) -> str:
         """`file:line` of the class; imports it."""
@@ -124,10 +135,15 @@ def is_path(reference: str) -> bool:
     return bool(colon) and name.isidentifier() and (module.endswith(".py") or ("." in module and "/" not in module))
 
 
+def unfinished(cls: type) -> str:
+    """What a class still has to implement before it can be used; empty if nothing."""
+    return ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+
+
 def _describe(kind: str, entry: EntryPoint) -> Plugin:
     target = entry.value.partition("[")[0].strip()  # extras are of no use to us
     dist = entry.dist
-    return Plugin(kind, entry.name, target, dist.name if dist else "unknown", dist.version if dist else "")
+    return Plugin(kind, entry.name, target, dist.name if dist else UNKNOWN, dist.version if dist else "")
 
 
 def _named_directly(kind: str, reference: str) -> Plugin:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from beni.config import choose, part_from_dict
 from beni.errors import PluginError
 from beni.registry import GROUPS, available, find
 from beni_plugins.connectors.mlp import Mlp
@@ -71,6 +72,18 @@ def test_two_packages_with_one_name(install: Install) -> None:
         find("connector", "mine@third")
 
 
+def test_a_chosen_part_is_the_same_when_it_is_read_again(install: Install) -> None:
+    """Configurations and saved models name the package, so that one installed later changes nothing."""
+    source = "from beni.config import PartConfig\nclass Part:\n    beni_api = 1\n    Config = PartConfig\n"
+    install("one-pack", {"mine": "one_again:Part", "mlp": "one_again:Part"}, {"one_again": source})
+    made = [choose("connector", name) for name in ("mine", "mlp@one-pack", "mlp")]
+    install("other-pack", {"mine": "other_again:Part"}, {"other_again": source})
+    for part in made:
+        again = part_from_dict("connector", part.to_dict())
+        assert again.plugin == part.plugin and again.load() is part.load()
+    assert [part.to_dict()["name"] for part in made] == ["mine@one-pack", "mlp@one-pack", "mlp"]
+
+
 def test_a_built_in_keeps_its_name(install: Install) -> None:
     install("greedy", {"mlp": "greedy_mlp:Part"}, {"greedy_mlp": WORKING})
     assert find("connector", "mlp").load() is Mlp
@@ -130,3 +143,15 @@ def test_another_interface_version_is_refused(tmp_path: Path, source: str, said:
     (tmp_path / "old.py").write_text(source)
     with pytest.raises(PluginError, match=said):
         find("connector", f"{tmp_path / 'old.py'}:Part").load()
+
+
+def test_what_is_unfinished_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(
+        "from beni.interfaces import Connector, ConnectorConfig\n"
+        "class Part(Connector):\n    beni_api = 1\n    Config = ConnectorConfig\n"
+        "class Whole(Part):\n    def project(self, features): ...\n"
+    )
+    with pytest.raises(PluginError, match=r"half\.py:Part\) does not implement project$"):
+        choose("connector", f"{tmp_path / 'half.py'}:Part")
+    with pytest.raises(PluginError, match=r"half\.py:Whole\): ConnectorConfig does not implement out_grid$"):
+        choose("connector", f"{tmp_path / 'half.py'}:Whole")

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
+from beni.testing.launch import run_ranks
 from beni.training import loop
 from beni.training.run import train
-from tests.distributed.launch import run_ranks
 from tests.training.small import FUSIONS, SHAPES, small_run, text_file
 
 

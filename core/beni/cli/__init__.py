@@ -1,1 +1,1 @@
-"""The command line: `beni train | evaluate | generate | plugins`."""
+"""The command line: `beni train | evaluate | generate | plugins | check | new-plugin`."""

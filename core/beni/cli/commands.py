@@ -11,13 +11,14 @@ from typing import Any
 from tqdm import tqdm
 
 from beni.cli.options import parse, parse_run
-from beni.config import Part, RunOptions, held_parts
+from beni.config import Part, RunOptions, choose, held_parts
 from beni.data.spec import judged
-from beni.errors import ConfigError
+from beni.errors import BeniError, ConfigError, PluginError
 from beni.eval.judge import answer_texts, judge, subset, summary
 from beni.eval.saved import load_saved
+from beni.interfaces import load
 from beni.processes import processes
-from beni.registry import GROUPS, available, find
+from beni.registry import GROUPS, Plugin, available, find
 from beni.sample import IMAGE_MARK, Sample, Turn, image_ref
 from beni.training.run import train as run_training
 
@@ -112,19 +113,20 @@ def generate(arguments: Sequence[str], program: str) -> None:
 
 
 def plugins(arguments: Sequence[str], program: str) -> None:
-    """`beni plugins` lists parts without importing them; `beni plugins show KIND NAME` shows one."""
+    """List parts without importing them; with `--verify` import each and say which are broken; or show one."""
     words = list(arguments)
-    if not words:
+    if words in ([], ["--verify"]):
         for kind in GROUPS:
             print(f"{kind}s")
             for plugin in available(kind):
-                print(f"  {plugin.name:<12} {plugin.distribution} {plugin.version}  {plugin.target}")
+                broken = _why_broken(plugin) if words else ""
+                print(f"  {_typed(plugin):<12}  {plugin.owner}  {plugin.target}{broken and f'  BROKEN: {broken}'}")
         return
     if len(words) != 3 or words[0] != "show" or words[1] not in GROUPS:
-        raise ConfigError(f"usage: {program} [show {'|'.join(GROUPS)} NAME]")
+        raise ConfigError(f"usage: {program} [--verify | show {'|'.join(GROUPS)} NAME]")
     plugin = find(words[1], words[2])
     part = plugin.load()
-    print(f"{words[1]} {plugin.name}: {plugin.target} ({plugin.distribution} {plugin.version})\n{plugin.location()}")
+    print(f"{words[1]} {plugin.name}: {plugin.target} ({plugin.owner})\n{plugin.location()}")
     print((part.__doc__ or "").strip() + "\n")
     kinds = held_parts(part.Config)  # type: ignore[attr-defined]
     for option in dataclasses.fields(part.Config):  # type: ignore[attr-defined]
@@ -139,6 +141,23 @@ def _default(option: "dataclasses.Field[Any]") -> str:
         return "required"
     value = option.default_factory()
     return repr(value.plugin.name if isinstance(value, Part) else value)
+
+
+def _typed(plugin: Plugin) -> str:
+    """What to type for a part: its name, with the package where the name alone means another part, or none."""
+    try:
+        return plugin.name if find(plugin.kind, plugin.name) == plugin else plugin.reference
+    except PluginError:
+        return plugin.reference
+
+
+def _why_broken(plugin: Plugin) -> str:
+    """What is wrong with a part, in one line; empty for one that can be used."""
+    try:
+        load(plugin.kind, choose(plugin.kind, plugin.reference))
+    except BeniError as error:
+        return str(error)
+    return ""
 
 
 def _with_split(spec: str, split: str) -> str:

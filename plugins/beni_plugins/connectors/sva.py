@@ -62,7 +62,17 @@ class SvaConfig(ConnectorConfig):
         return Grid(self.side, self.side)
 
     def shapes(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> tuple[Grid | int, ...]:
-        """One map per image, without the rows or columns that are padding."""
+        """One map per image, without the rows or columns that are padding.
+
+        Raises:
+            IncompatiblePartsError: several crops of an image, or one that is not of the encoder's own size.
+        """
+        if any([crop.canvas for crop in layout.crops[key]] != [spec.size] for key, spec in encoders.items()):
+            crops = max(map(len, layout.crops.values()))
+            raise IncompatiblePartsError(
+                f"connector 'sva' reads one crop of an image per encoder, of the encoder's own size; this view makes "
+                f"{crops}: use --view single, or another connector"
+            )
         rows = cols = 0
         if self.unpad:
             rows, cols = _padding(layout.crops[next(iter(encoders))][0], Grid(self.side, self.side))
@@ -147,12 +157,7 @@ class Sva(Connector):
 
     @classmethod
     def check(cls, config: Any, view: View, encoders: Mapping[str, EncoderSpec]) -> None:
-        crops = max(len(crops) for crops in view.bound(encoders).crops.values())
-        if crops > 1:
-            raise IncompatiblePartsError(
-                f"connector 'sva' reads one crop of an image per encoder, view {type(view).__name__} makes {crops}: "
-                f"use --view single, or another connector"
-            )
+        config.shapes(view.bound(encoders), encoders)
 
 
 def _windows(

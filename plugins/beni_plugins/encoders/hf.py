@@ -1,5 +1,6 @@
 """Any Hugging Face vision model as an encoder: CLIP, SigLIP, DINOv2, ViT, ConvNeXt and others with their interface."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
@@ -51,8 +52,9 @@ class HfEncoder(VisionEncoder):
         except (OSError, ValueError) as error:
             raise ConfigError(f"encoder 'hf:{config.model}' cannot be read: {str(error).splitlines()[0]}") from error
         vision: PreTrainedConfig = getattr(full, "vision_config", full)
-        architecture = {**vision.to_dict(), "model_type": vision.model_type}
-        architecture.pop("_name_or_path", None)  # of this machine, if it is a folder
+        known = {**vision.to_dict(), "model_type": vision.model_type}
+        known.pop("_name_or_path", None)  # of this machine, if it is a folder
+        architecture = json.loads(json.dumps(known))  # as it will be read again: keys of labels are strings
         size = getattr(vision, "image_size", None)
         if size is None:
             size = _processor_side(images)

@@ -81,6 +81,7 @@ class ShapesConfig(PartConfig):
     most: int = 6
     """Most objects in an image."""
     seed: int = 0
+    """Of everything that is drawn."""
 
     def __post_init__(self) -> None:
         if not 10 <= self.smallest <= self.largest <= self.size / 3 or not 1 <= self.most <= 6:

@@ -106,6 +106,6 @@ def test_refusals() -> None:
         SvaConfig(width=8, heads=3)
     with pytest.raises(ConfigError, match="sides"):
         SvaConfig(sides=())
-    with pytest.raises(IncompatiblePartsError, match=r"Split makes 5.*--view single"):
+    with pytest.raises(IncompatiblePartsError, match=r"this view makes 5.*--view single"):
         Sva.check(SvaConfig(), Split(SplitConfig()), TWO)
     Sva.check(SvaConfig(), PAD, TWO)

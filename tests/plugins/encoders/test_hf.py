@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
 
 from beni.errors import ConfigError
+from beni.model.config import spec_from_dict, spec_to_dict
 from beni.types import Grid
 from beni_plugins.encoders.hf import HfEncoder, HfEncoderConfig
 from tests.model.small import CONVERSATIONS, inputs, make
@@ -101,6 +102,7 @@ def test_keeps_what_it_describes(published: tuple[str, Path, PreTrainedModel]) -
         encoder.load_pretrained()
         assert_keeps_promises(encoder)
     encoder = load(folder, layer=-1)
+    assert spec_from_dict(json.loads(json.dumps(spec_to_dict(encoder.spec)))) == encoder.spec
     assert encoder.spec.grid(encoder.spec.size) == MODELS[family][1]
     assert encoder.spec.prefix == MODELS[family][2]
     assert (encoder.spec.mean, encoder.spec.std) == (MEAN, STD)

@@ -1,0 +1,60 @@
+"""`beni check KIND NAME [OPTIONS]`: does a part keep what its kind promises?"""
+
+import dataclasses
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from transformers.utils import logging
+
+from beni.cli.options import parse
+from beni.config import Part, choose, to_dict
+from beni.errors import ConfigError
+from beni.interfaces import load
+from beni.registry import GROUPS
+from beni.testing import run_all, suite_for
+
+
+def check(arguments: Sequence[str], program: str) -> None:
+    """Run the conformance suite of a part; prints one line per check.
+
+    Raises:
+        BeniError: the part is not installed, cannot be imported, or has no such option.
+        SystemExit: with code 1 where a check failed.
+    """
+    words = list(arguments)
+    if len(words) < 2 or words[0] not in GROUPS or words[1].startswith("-"):
+        raise ConfigError(f"usage: {program} {'|'.join(GROUPS)} NAME [--KIND.OPTION VALUE …]")
+    kind, name, *rest = words
+    part = _with_options(kind, choose(kind, name), rest, program)
+    load(kind, part)
+    print(f"{kind} {part.plugin.name}: {part.plugin.target} ({part.plugin.owner})", flush=True)
+    _quiet()
+    started = time.perf_counter()
+    found = {"ok": 0, "failed": 0, "skipped": 0}
+    for outcome in run_all(suite_for(kind, part.plugin.reference, to_dict(part.config))):
+        found[outcome.status] += 1
+        print(f"{outcome.status:<8} {outcome.check}{outcome.reason and f': {outcome.reason}'}", flush=True)
+    counted = ", ".join(f"{count} {status}" for status, count in found.items() if count)
+    print(f"{sum(found.values())} checks in {time.perf_counter() - started:.0f} s: {counted}")
+    if found["failed"]:
+        raise SystemExit(1)
+
+
+def _with_options(kind: str, part: Part, arguments: Sequence[str], program: str) -> Part:
+    """The part with the options of the command line, spelled as for training (`--connector.num-latents 8`)."""
+    options: type[Any] = dataclasses.make_dataclass(
+        "Check", [(kind, type(part.config), dataclasses.field(default=part.config))], frozen=True
+    )
+    parsed = parse(options, arguments, f"{program} {kind} {part.plugin.name}", {kind: part.plugin.name})
+    return Part(part.plugin, getattr(parsed, kind))
+
+
+def _quiet() -> None:
+    """Progress bars and advice of libraries, here and in the processes that checks start, would hide the lines."""
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")

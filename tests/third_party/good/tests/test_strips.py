@@ -1,0 +1,5 @@
+from beni.testing import ConnectorConformance
+
+
+class TestStrips(ConnectorConformance):
+    part = "strips"
