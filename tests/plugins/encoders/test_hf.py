@@ -79,7 +79,7 @@ def states(model: PreTrainedModel, pixels: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("layer", [-1, -2])
 def test_gives_the_published_hidden_states(published: tuple[str, Path, PreTrainedModel], layer: int) -> None:
     _, folder, model = published
-    encoder = load(folder, layer=layer).eval()
+    encoder = load(folder, layers=(layer,)).eval()
     provenance = encoder.load_pretrained()
     assert provenance is not None and provenance.origin == str(folder)
     pixels = crops(encoder.spec)
@@ -97,10 +97,10 @@ def test_gives_the_published_hidden_states(published: tuple[str, Path, PreTraine
 def test_keeps_what_it_describes(published: tuple[str, Path, PreTrainedModel]) -> None:
     family, folder, _ = published
     for layer in (-1, -2):
-        encoder = load(folder, layer=layer)
+        encoder = load(folder, layers=(layer,))
         encoder.load_pretrained()
         assert_keeps_promises(encoder)
-    encoder = load(folder, layer=-1)
+    encoder = load(folder, layers=(-1,))
     assert encoder.spec.grid(encoder.spec.size) == MODELS[family][1]
     assert encoder.spec.prefix == MODELS[family][2]
     assert (encoder.spec.mean, encoder.spec.std) == (MEAN, STD)
@@ -141,7 +141,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
             HfEncoder.describe(HfEncoderConfig(model=model))
         assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="has 4 hidden states: there is no layer 9"):
-        HfEncoder.describe(HfEncoderConfig(model=str(tmp_path / "vit"), layer=9))
+        HfEncoder.describe(HfEncoderConfig(model=str(tmp_path / "vit"), layers=(9,)))
     encoder = load(tmp_path / "vit")
     (tmp_path / "vit" / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"weights of .* cannot be read"):
