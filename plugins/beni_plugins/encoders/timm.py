@@ -34,8 +34,8 @@ class TimmConfig(PartConfig):
     size: int = 0
     """Side of the square input in pixels, position embeddings are resampled as timm does; 0: the model's own."""
     layers: tuple[int, ...] = ()
-    """Layers whose outputs are the features, joined by channel on the finest grid among them: blocks of a ViT, stages of
-    a feature pyramid; 0 the first, -1 the last, -2 the last but one …; empty: the model's final features."""
+    """Layers whose outputs are the features, joined by channel on the finest grid among them: blocks of a ViT, stages
+    of a feature pyramid; 0 the first, -1 the last, -2 the last but one …; empty: the model's final features."""
     norm: bool = False
     """Whether the model's final norm is applied to the chosen layers; the final features always have it."""
 
@@ -67,7 +67,9 @@ class TimmEncoder(VisionEncoder):
             layers = cut(model, config.layers, config.norm) if config.layers else []
             model.requires_grad_(True)
             if config.norm and not norm_matters(whole, lambda norm: join(intermediates(whole, pixels, layers, norm))):
-                raise ConfigError(f"timm model '{config.model}' has no norm for layers {config.layers}: leave 'norm' off")
+                raise ConfigError(
+                    f"timm model '{config.model}' has no norm for layers {config.layers}: leave 'norm' off"
+                )
             levels = intermediates(model, pixels, layers, config.norm) if layers else [_final(model, pixels)]
         except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as error:
             wanted = f"layers {config.layers}" if config.layers else "features"
