@@ -107,8 +107,8 @@ class OpenClipEncoder(VisionEncoder):
     def load_pretrained(self) -> Provenance | None:
         if self.config.weights == "none":
             return None
-        table, _, source = _read(self.config)
         if self.config.weights == "hub":
+            table, _, source = _read(self.config)
             try:
                 whole = open_clip.create_model(
                     **source, require_pretrained=True, force_quick_gelu=table.get("quick_gelu", False)
@@ -137,12 +137,8 @@ class OpenClipEncoder(VisionEncoder):
         return replace(features, tokens_ND=with_zero_gradients(features.tokens_ND, self.tower, self.unused))
 
     def blocks(self) -> Sequence[nn.Module]:
-        trunk = getattr(self.tower, "trunk", None)
-        blocks = (
-            getattr(trunk, "blocks", ())
-            if trunk
-            else getattr(getattr(self.tower, "transformer", None), "resblocks", ())
-        )
+        owner = getattr(self.tower, "trunk", None) or getattr(self.tower, "transformer", None)
+        blocks = getattr(owner, "blocks", None) or getattr(owner, "resblocks", ())
         return list(blocks) if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else ()
 
 
@@ -165,16 +161,11 @@ def _read(config: OpenClipConfig) -> tuple[dict[str, Any], dict[str, Any], dict[
         close = get_close_matches(name, open_clip.list_models(), n=3)
         raise ConfigError(f"open_clip has no model '{name}'{': similar are ' + ', '.join(close) if close else ''}")
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if (tag and not open_clip.is_pretrained_cfg(name, tag)) or (not tag and config.weights == "hub" and len(tags) != 1):
-        raise ConfigError(
-            f"open_clip has {len(tags)} published weights for '{name}'"
-            + (f", none called '{tag}'" if tag else "")
-            + (
-                f": choose one, {', '.join(f'{name}:{tag}' for tag in tags)}"
-                if tags
-                else ": set 'weights' to a file or none"
-            )
-        )
+    unknown = bool(tag) and not open_clip.is_pretrained_cfg(name, tag)
+    if unknown or (not tag and config.weights == "hub" and len(tags) != 1):
+        which = f", none called '{tag}'" if tag else ""
+        advice = f"choose one, {', '.join(f'{name}:{tag}' for tag in tags)}" if tags else "set 'weights' to a file"
+        raise ConfigError(f"open_clip has {len(tags)} published weights for '{name}'{which}: {advice}")
     tag = tag or (tags[0] if len(tags) == 1 else "")
     published = open_clip.get_pretrained_cfg(name, tag) if tag else {}
     known["quick_gelu"] = known.get("quick_gelu", False) or published.get("quick_gelu", False)
@@ -187,15 +178,15 @@ def _preparation(overrides: dict[str, Any]) -> dict[str, Any]:
 
 def _build(architecture: Any, size: int) -> Any:
     """The image tower for an input of some size, or of its own; without its weights."""
-    vision = dict(architecture["vision_cfg"])
-    tower: Any = _build_vision_tower(architecture["embed_dim"], CLIPVisionCfg(**vision), architecture["quick_gelu"])
+
+    def build(**overrides: Any) -> Any:
+        vision = CLIPVisionCfg(**architecture["vision_cfg"] | overrides)
+        return _build_vision_tower(architecture["embed_dim"], vision, architecture["quick_gelu"])
+
+    tower = build()
     if size and hasattr(tower, "trunk"):
         tower.set_input_size(size)
-    elif size and hasattr(tower, "grid_size"):  # positions depend on it
-        tower = _build_vision_tower(
-            architecture["embed_dim"], CLIPVisionCfg(**vision | {"image_size": size}), architecture["quick_gelu"]
-        )
-    return tower
+    return build(image_size=size) if size and hasattr(tower, "grid_size") else tower  # positions depend on it
 
 
 def _cut(tower: Any, config: OpenClipConfig) -> list[int]:
