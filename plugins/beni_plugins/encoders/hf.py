@@ -75,10 +75,10 @@ class HfEncoder(VisionEncoder):
         pixels = torch.empty(1, 3, side, side, device="meta")
         try:
             states = model(pixels, output_hidden_states=True, **_interpolate(resized)).hidden_states
-        except (AssertionError, RuntimeError, ValueError) as error:
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            advice = "" if side == native else f", only of {native}: leave --encoder.size at 0"
             raise ConfigError(
-                f"encoder 'hf:{config.model}' takes images of {native} pixels, not of {side}: leave --encoder.size at "
-                f"0 ({str(error).splitlines()[0]})"
+                f"encoder 'hf:{config.model}' does not take images of {side} pixels{advice} ({str(error).splitlines()[0]})"
             ) from error
         for layer in config.layers:
             if not -len(states) <= layer < len(states):
