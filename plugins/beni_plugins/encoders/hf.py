@@ -77,8 +77,9 @@ class HfEncoder(VisionEncoder):
             states = model(pixels, output_hidden_states=True, **_interpolate(resized)).hidden_states
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             advice = "" if side == native else f", only of {native}: leave --encoder.size at 0"
+            reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"encoder 'hf:{config.model}' does not take images of {side} pixels{advice} ({str(error).splitlines()[0]})"
+                f"encoder 'hf:{config.model}' does not take images of {side} pixels{advice} ({reason})"
             ) from error
         for layer in config.layers:
             if not -len(states) <= layer < len(states):

@@ -41,6 +41,7 @@ MODELS: dict[str, tuple[dict[str, Any], Grid, int]] = {
     "siglip_vision_model": (VIT, Grid(4, 4), 0),
     "dinov2": (DINO, Grid(4, 4), 1),
     "dinov2_with_registers": (DINO, Grid(4, 4), 5),
+    "dinov3_vit": (VIT | {"num_register_tokens": 4}, Grid(4, 4), 5),
     "vit": (VIT, Grid(4, 4), 1),
     "convnext": (STAGES, Grid(2, 2), 0),
     "swin": (SWIN, Grid(4, 4), 0),
@@ -109,7 +110,7 @@ def test_keeps_what_it_describes(published: tuple[str, Path, PreTrainedModel]) -
     assert (encoder.spec.mean, encoder.spec.std) == (MEAN, STD)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2_with_registers"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2_with_registers", "dinov3_vit"])
 def test_reloads_where_the_source_cannot_be_reached(family: str, tmp_path: Path) -> None:
     """A saved model holds its encoder's architecture and weights, and does not say where they came from."""
     source = tmp_path / "somewhere" / "encoder"

@@ -31,6 +31,7 @@ TOWERS: dict[str, tuple[dict[str, Any], Grid, int, int]] = {
     "pooling": (VIT | {"attentional_pool": True, "attn_pooler_heads": 2}, Grid(4, 4), 32, 1),
     "resnet": (RESNET, Grid(2, 2), 256, 0),
     "trunk": ({"image_size": 160, "timm_model_name": "test_vit"}, Grid(10, 10), 64, 1),
+    "rotary": ({"image_size": 224, "timm_model_name": "eva02_tiny_patch14_224"}, Grid(16, 16), 192, 1),
     "stages": ({"image_size": 64, "timm_model_name": "test_convnext"}, Grid(2, 2), 64, 0),
 }
 """Vision configuration, grid, channels and prefix tokens of the last layer."""
@@ -169,12 +170,12 @@ def test_another_size_is_the_librarys(kind: str, size: int, tmp_path: Path) -> N
         assert torch.equal(encoder(pixels).tokens_ND, rows(outputs(whole.visual, pixels)[0][-2]))
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet", "trunk"])
+@pytest.mark.parametrize("kind", ["vit", "resnet", "trunk", "rotary"])
 def test_reloads_where_the_source_cannot_be_reached(kind: str, tmp_path: Path) -> None:
     """A saved model holds its tower's architecture and weights, and does not say where they came from."""
     source = tmp_path / "somewhere" / "tower"
     publish(source, kind)
-    table = {"name": "open_clip", "model": str(source), "layers": [-2, -1]}
+    table = {"name": "open_clip", "model": str(source), "layers": [-2, -1], "size": 28 if kind == "rotary" else 0}
     built = make("inline", encoders={"main": table})
     assert built.loaded["encoder.main"].origin == str(source)
     built.model.eval().save_pretrained(tmp_path / "model")
