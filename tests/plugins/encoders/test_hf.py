@@ -41,7 +41,7 @@ MODELS: dict[str, tuple[dict[str, Any], Grid, int]] = {
     "siglip_vision_model": (VIT, Grid(4, 4), 0),
     "dinov2": (DINO, Grid(4, 4), 1),
     "dinov2_with_registers": (DINO, Grid(4, 4), 5),
-    "dinov3_vit": (VIT | {"num_register_tokens": 4}, Grid(4, 4), 5),
+    "dinov3_vit": (VIT | {"num_register_tokens": 4, "pos_embed_rescale": None}, Grid(4, 4), 5),
     "vit": (VIT, Grid(4, 4), 1),
     "convnext": (STAGES, Grid(2, 2), 0),
     "swin": (SWIN, Grid(4, 4), 0),
@@ -185,16 +185,22 @@ def test_layers_side_by_side(published: tuple[str, Path, PreTrainedModel], layer
     assert_keeps_promises(encoder)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2_with_registers", "vit"])
-def test_blocks_behind_the_last_layer_are_not_built(family: str, tmp_path: Path) -> None:
-    publish(tmp_path, family)
-    assert [len(load(tmp_path, layers=layers).blocks()) for layers in ((1,), (-2,), (-1,), (0, 2), ())] == [
-        1,
-        2,
-        3,
-        2,
-        3,
-    ]
+@pytest.mark.parametrize("tied", [None, True])
+@pytest.mark.parametrize("family", ["clip_vision_model", "siglip_vision_model", "dinov2_with_registers", "vit"])
+def test_blocks_behind_the_last_layer_are_not_built(family: str, tied: bool | None, tmp_path: Path) -> None:
+    """Also where a model gives its last hidden state behind the norm, which a cut one must not do."""
+    model = publish(tmp_path, family)
+    table = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(table | {"tie_last_hidden_states": tied}))
+    for layers, built in (((1,), 1), ((-2,), 2), ((-1,), 3), ((0, 2), 2), ((), 3)):
+        encoder = load(tmp_path, layers=layers).eval()
+        assert len(encoder.blocks()) == built
+    encoder = load(tmp_path, layers=(1,)).eval()
+    encoder.load_pretrained()
+    pixels = crops(encoder.spec)
+    with torch.no_grad():
+        tokens = encoder(pixels).tokens_ND
+    assert torch.equal(tokens, states(model, pixels)[1][:, encoder.spec.prefix :].flatten(0, 1))
 
 
 def test_published_positions_at_another_size(published: tuple[str, Path, PreTrainedModel]) -> None:
