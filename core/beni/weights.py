@@ -31,22 +31,33 @@ def package_file(package: str, suffixes: tuple[str, ...]) -> Path:
 
 
 def find_weights(reference: str) -> Path:
-    """A weight file named by a path or by `package:NAME`.
+    """A weight file named by a path, by a folder that holds it, or by `package:NAME`.
+
+    Of a folder that holds a network in several formats, the safest is taken: the first of `SUFFIXES` that it has.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file, or a folder holds several of one format.
     """
     scheme, _, name = reference.partition(":")
     if scheme == "package" and name:
         return package_file(name, SUFFIXES)
     path = Path(reference)
+    if reference and path.is_dir():
+        found = next(filter(None, ([*path.glob(f"*{suffix}")] for suffix in SUFFIXES)), [])
+        if len(found) != 1:
+            raise ConfigError(f"weights '{reference}': {len(found)} weight files are in the folder: name one")
+        return found[0]
     if not path.is_file() or path.suffix not in SUFFIXES:
-        raise ConfigError(f"weights '{reference}': not a file with {', '.join(SUFFIXES)}, and not package:NAME")
+        raise ConfigError(
+            f"weights '{reference}': not a file with {', '.join(SUFFIXES)}, not a folder with one, and not package:NAME"
+        )
     return path
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors or torch file; torch files are read by the weights-only loader.
+
+    Of a training checkpoint, what stands under `state_dict`.
 
     Raises:
         ConfigError: the file is damaged or is not a state dict.
@@ -59,6 +70,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         )
     except Exception as error:  # loaders raise many types for damaged files; each means the same
         raise ConfigError(f"weights {path} cannot be read: {error}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"weights {path} are not a flat dictionary of tensors")
     return dict(state)
@@ -81,6 +94,26 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"weights {path} do not fit {type(module).__name__}: {len(wrong)} tensors, first '{wrong[0]}'"
         )
     module.load_state_dict(state)
+
+
+def take_weights(module: nn.Module, path: Path) -> None:
+    """Load, out of a file of a larger model, what a module has; the file may name it behind any prefix.
+
+    A text tower, a classifier or later layers are left alone; each tensor of the module itself must be there.
+
+    Raises:
+        ConfigError: a tensor is missing or of another shape; the message names the first.
+    """
+    state, own = read_state_dict(path), module.state_dict()
+    prefixes = {name.removesuffix(first) for first in list(own)[:1] for name in state if name.endswith(first)}
+    missing = {prefix: [name for name in own if prefix + name not in state] for prefix in prefixes or {""}}
+    prefix = min(missing, key=lambda prefix: (len(missing[prefix]), len(prefix)))
+    wrong = missing[prefix] or [name for name in own if state[prefix + name].shape != own[name].shape]
+    if wrong:
+        raise ConfigError(
+            f"weights {path} do not fit {type(module).__name__}: {len(wrong)} tensors, first '{prefix}{wrong[0]}'"
+        )
+    module.load_state_dict({name: state[prefix + name] for name in own})
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from beni.errors import ConfigError
-from beni.weights import find_weights, load_weights, package_file, read_state_dict
+from beni.weights import find_weights, load_weights, package_file, read_state_dict, take_weights
 
 
 def test_by_name_and_by_order(tmp_path: Path) -> None:
@@ -63,9 +63,37 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
 
 def test_references(tmp_path: Path) -> None:
     (tmp_path / "a.pt").touch()
+    (tmp_path / "empty").mkdir()
     assert find_weights(str(tmp_path / "a.pt")) == tmp_path / "a.pt"
-    for wrong in ("gone.pt", str(tmp_path), "package:no-package-of-this-name"):
+    for wrong in ("gone.pt", "", str(tmp_path / "empty"), "package:no-package-of-this-name"):
         with pytest.raises(ConfigError):
             find_weights(wrong)
     with pytest.raises(ConfigError, match="holds 0 files"):
         package_file("einops", (".safetensors",))
+
+
+def test_a_folder_stands_for_its_weight_file(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "a.bin")
+    assert find_weights(str(tmp_path)) == tmp_path / "a.bin"
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert find_weights(str(tmp_path)) == tmp_path / "a.safetensors"
+    save_file({"x": torch.zeros(1)}, tmp_path / "b.safetensors")
+    with pytest.raises(ConfigError, match="2 weight files are in the folder: name one"):
+        find_weights(str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="0 weight files"):
+        find_weights(str(tmp_path / "empty"))
+
+
+def test_a_part_is_taken_out_of_a_training_checkpoint(tmp_path: Path) -> None:
+    """Behind whatever prefix, and only where all of it is there."""
+    torch.manual_seed(0)
+    part, path = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), tmp_path / "all.pt"
+    state = {f"module.vision.{name}": torch.randn_like(value) for name, value in part.state_dict().items()}
+    torch.save({"step": 3, "state_dict": state | {"module.text.0.weight": torch.zeros(9)}}, path)
+    take_weights(part, path)
+    assert all(torch.equal(value, state[f"module.vision.{name}"]) for name, value in part.state_dict().items())
+    with pytest.raises(ConfigError, match=r"do not fit Sequential: 2 tensors, first 'module.vision.2.weight'"):
+        take_weights(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 2)), path)
+    with pytest.raises(ConfigError, match=r"do not fit Sequential: \d tensors, first '.*0\.weight'"):
+        take_weights(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)), path)

@@ -31,9 +31,19 @@ def local_vit(folder: Path) -> dict[str, Any]:
     return {"model": str(folder)}
 
 
+def local_clip(folder: Path) -> dict[str, Any]:
+    """A CLIP as the hub has open_clip's; without weights."""
+    vision = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8}
+    text = {"context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1}
+    table = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": table, "preprocess_cfg": {}}))
+    return {"model": str(folder), "weights": "none"}
+
+
 OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "encoder timm": lambda folder: {"model": "test_vit", "weights": "none", "size": 32},
     "encoder hf": local_vit,
+    "encoder open_clip": local_clip,
     "encoder tiny": lambda folder: {"size": 32, "stem": [8, 16, 16], "width": 32},
 }
 """Of parts that would have to be downloaded, or are large."""

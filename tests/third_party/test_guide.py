@@ -60,13 +60,11 @@ def test_the_guide_runs(environment: dict[str, str], tmp_path: Path) -> None:
             ran.append(done.stdout)
         else:
             shown = tomllib.loads(text)["project"]["entry-points"]
-            assert (
-                tomllib.loads((tmp_path / "row-pool" / "pyproject.toml").read_text())["project"]["entry-points"]
-                == shown
-            )
+            written = tomllib.loads((tmp_path / "row-pool" / "pyproject.toml").read_text())
+            assert written["project"]["entry-points"] == shown
     shown, checked, tested, trained, _ = ran
     assert "row_pool.part:RowPool (row-pool 0.1.0)" in shown
-    assert "failed" not in checked and re.search(r"(\d+) checks in \d+ s: \1 ok\n$", checked)
+    assert "failed" not in checked and re.search(r"(\d+) checks in \d+ s: \1 ok\n$", checked), checked
     assert re.search(r"\d+ passed, 2 deselected", tested)
     assert '"steps": 2' in trained and '"items"' in trained
     assert (tmp_path / "run2" / "model" / "model.safetensors").exists()

@@ -12,10 +12,27 @@ from torch import Tensor, nn
 
 
 def unused_parameters(module: nn.Module, output: Tensor) -> list[str]:
-    """Names of a module's parameters that an output of it does not depend on. Runs backward: use the meta device."""
+    """Names of a module's parameters that an output of it does not depend on. Runs backward: use the meta device.
+
+    All parameters must require gradients, also those that stay as they are where the network comes from.
+    """
     names, parameters = zip(*module.named_parameters(), strict=True)
     gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
     return [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+
+
+def drop_unused_children(module: nn.Module, names: Iterable[str]) -> list[str]:
+    """Replace a module's children none of whose parameters are used; returns the unused names that remain.
+
+    For a module of whose children only those that hold used parameters are run, whatever it does with the rest.
+    """
+    unused = set(names)
+    for child, part in module.named_children():
+        own = {f"{child}.{name}" for name, _ in part.named_parameters()}
+        if own and own <= unused:
+            setattr(module, child, nn.Identity())
+            unused -= own
+    return sorted(unused)
 
 
 def with_zero_gradients(output: Tensor, module: nn.Module, names: Iterable[str]) -> Tensor:

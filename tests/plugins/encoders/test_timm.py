@@ -1,5 +1,6 @@
 """timm models of every make: ViTs with CLS and registers, rotary positions, convolutional maps, weights from files."""
 
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_model
 from transformers import AutoModelForImageTextToText
 
 from beni.errors import ConfigError
@@ -58,11 +61,12 @@ def test_descriptions_are_published_facts(model: str) -> None:
     assert spec.prefix == (4 if "reg4" in model else 1)
 
 
+@pytest.mark.parametrize("layers", [(), (-2, 1)])
 @pytest.mark.parametrize("model", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3", "test_efficientnet"])
-def test_saved_with_a_model_it_gives_equal_features(model: str, tmp_path: Path) -> None:
+def test_saved_with_a_model_it_gives_equal_features(model: str, layers: tuple[int, ...], tmp_path: Path) -> None:
     """Buffers that no file holds (rotary positions) are made again when the model is built on the meta device."""
     patch = {"eva02_tiny_patch14_224": 28, "vit_small_patch16_dinov3": 32}.get(model, 64)
-    table = {"name": "timm", "model": model, "weights": "none", "size": patch}
+    table = {"name": "timm", "model": model, "weights": "none", "size": patch, "layers": list(layers)}
     built = make("inline", encoders={"main": table})
     built.model.eval().save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
@@ -149,3 +153,116 @@ def test_a_hub_that_cannot_be_reached() -> None:
 def test_weights_that_are_nowhere(weights: str) -> None:
     with pytest.raises(ConfigError):
         encoder("test_vit", weights=weights, size=32).load_pretrained()
+
+
+LAYERED: dict[str, tuple[dict[str, Any], tuple[int, ...], bool]] = {
+    "test_vit": ({"size": 32}, (-2,), False),
+    "test_vit4": ({"size": 32}, (-1, 0), True),
+    "test_vit3": ({"size": 32}, (0, -2), True),
+    "vit_wee_patch16_reg1_gap_256": ({"size": 32}, (-2, 3), True),
+    "eva02_tiny_patch14_224": ({"size": 28}, (1, -2), True),
+    "test_convnext": ({"size": 64}, (-3,), False),
+    "test_efficientnet": ({"size": 64}, (-1, -3), False),
+    "test_resnet": ({"size": 64}, (1, 2), False),
+}
+
+
+@pytest.mark.parametrize("model", LAYERED)
+def test_layers_side_by_side(model: str) -> None:
+    """What the whole network gives for these layers by timm, from one cut behind the last; coarser stages resized."""
+    options, layers, norm = LAYERED[model]
+    made = encoder(model, layers=layers, norm=norm, **options).eval()
+    torch.manual_seed(1)
+    published = timm.create_model(model, pretrained=False, num_classes=0, global_pool="", **input_size(model, options))
+    made._copy(published)
+    pixels = crops(made.spec)
+    with torch.no_grad():
+        features = made(pixels)
+        outputs = published.eval().forward_intermediates(pixels, norm=norm, intermediates_only=True)
+    chosen = [outputs[layer] for layer in layers]
+    side = max(output.shape[-1] for output in chosen)
+    sized = [out if out.shape[-1] == side else F.interpolate(out, (side, side), mode="bilinear") for out in chosen]
+    assert torch.equal(features.tokens_ND, torch.cat(sized, dim=1).permute(0, 2, 3, 1).flatten(0, 2))
+    assert made.spec.stride == options["size"] // side and made.spec.prefix == getattr(
+        published, "num_prefix_tokens", 0
+    )
+    assert len(made.blocks()) == (max(layer % len(outputs) for layer in layers) + 1 if made.blocks() else 0)
+    assert sum(p.numel() for p in made.parameters()) <= sum(p.numel() for p in published.parameters())
+    assert_keeps_promises(made)
+
+
+def input_size(model: str, options: dict[str, Any]) -> dict[str, int]:
+    cfg = timm.get_pretrained_cfg(model)
+    return {"img_size": options["size"]} if cfg is not None and cfg.fixed_input_size else {}
+
+
+def test_a_stage_of_stride_8() -> None:
+    spec = encoder("test_convnext", layers=(1,), size=64).spec
+    assert (spec.stride, spec.grid(spec.size), spec.width) == (8, Grid(8, 8), 32)
+
+
+def test_the_last_layer_with_its_norm_is_the_final_features() -> None:
+    final, last = (encoder("test_vit", size=32, **o).eval() for o in ({}, {"layers": (-1,), "norm": True}))
+    last.model.load_state_dict(final.model.state_dict())
+    pixels = crops(final.spec)
+    with torch.no_grad():
+        assert torch.equal(final(pixels).tokens_ND, last(pixels).tokens_ND)
+        assert torch.equal(final(pixels).prefix_CPD, last(pixels).prefix_CPD)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Puts a model's weights where a download would have left them."""
+
+    def publish(model: str) -> Any:
+        torch.manual_seed(3)
+        network = timm.create_model(model)
+        snapshot = tmp_path / f"models--{network.pretrained_cfg['hf_hub_id'].replace('/', '--')}" / "snapshots" / "0"
+        snapshot.mkdir(parents=True)
+        save_model(network, str(snapshot / "model.safetensors"))
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("0")
+        return network
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return publish
+
+
+@pytest.mark.parametrize(("model", "size"), [("test_vit", 96), ("vit_wee_patch16_reg1_gap_256", 96)])
+def test_positions_at_another_size(model: str, size: int, hub: Callable[[str], Any], tmp_path: Path) -> None:
+    """timm resamples when it loads (bicubic with antialias); a file's weights are resampled as the hub's are."""
+    published = hub(model)
+    torch.save(published.state_dict(), tmp_path / "file.pt")
+    fetched = encoder(model, weights="hub", size=size, layers=(-2,))
+    provenance = fetched.load_pretrained()
+    assert provenance is not None and provenance.origin == f"timm:{published.pretrained_cfg['hf_hub_id']}"
+    read = encoder(model, weights=str(tmp_path / "file.pt"), size=size, layers=(-2,))
+    read.load_pretrained()
+    table = published.pos_embed
+    prefix = table.shape[1] - published.patch_embed.num_patches
+    side, old = size // 16, published.patch_embed.grid_size
+    grid = table[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, (side, side), mode="bicubic", antialias=True).permute(0, 2, 3, 1).flatten(1, 2)
+    expected = torch.cat([table[:, :prefix], grid], dim=1)
+    for made in (fetched, read):
+        assert torch.equal(made.model.pos_embed, expected)
+        assert torch.equal(made.model.blocks[0].attn.qkv.weight, published.blocks[0].attn.qkv.weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"model": "test_vit", "layers": (9,)}, r"gives no layers \(9,\)"),
+        ({"model": "test_resnet", "layers": (-2,), "norm": True}, r"no norm for layers \(-2,\): leave"),
+        ({"model": "test_convnext", "layers": (1,), "norm": True}, r"no norm for layers \(1,\): leave"),
+    ],
+)
+def test_layers_that_are_not_there(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint) as error:
+        TimmEncoder.describe(TimmConfig(weights="none", **options))
+    assert "\n" not in str(error.value)
+
+
+def test_norm_is_for_chosen_layers() -> None:
+    with pytest.raises(ConfigError, match="'norm': the final features are normed"):
+        TimmConfig(norm=True)
