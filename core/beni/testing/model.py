@@ -184,13 +184,13 @@ class ModelConformance(Conformance):
         for name, gradient in result.gradients_of_one.items():
             _near(result.gradients[name], gradient, f"the gradient of {name} in two processes", scale)
 
-    def test_a_sharded_checkpoint_reloads(self) -> None:
+    def test_a_checkpoint_of_two_processes_reloads(self) -> None:
         """Written by two processes, read into a model that started from another seed."""
         result = self._compared()
         changed = [name for name, value in result.saved.items() if not torch.equal(value, result.loaded[name])]
         require(not changed, f"{', '.join(changed[:3])} of a checkpoint of two processes came back as something else")
 
-    test_two_processes_equal_one.spawns = test_a_sharded_checkpoint_reloads.spawns = True  # type: ignore[attr-defined]
+    test_two_processes_equal_one.spawns = test_a_checkpoint_of_two_processes_reloads.spawns = True  # type: ignore[attr-defined]
 
     def _compared(self) -> Compared:
         """Two processes and one; only for a part that does not let them wait for each other."""
