@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import unpad_image
@@ -108,8 +109,6 @@ def test_every_size_gets_the_grid_of_the_reference(pinpoints: tuple[str, ...]) -
 
 
 def test_every_size_keeps_the_rows_of_the_reference() -> None:
-    import torch
-
     for size in sizes(500, 400):
         merge = Merge(Grid(1 + size.width % 3, 1 + size.height % 2), unpad=True)
         rows, cols = merge.kept(Grid(8, 6), size)
