@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from packaging import version
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from beni.data.batch import pack
 from beni.errors import IncompatiblePartsError
@@ -18,58 +15,8 @@ from beni.interfaces import FusionContext, Insert
 from beni.model.build import Built
 from beni.model.llm import attach, decoder_layers, use_packed_attention
 from beni.nn.plan import plan_cross
+from tests.model.families import COMMON, FAMILIES, PAGE, REFUSED, WINDOW, llm, page
 from tests.model.small import CONVERSATIONS, inputs, make
-
-WINDOW = 6
-"""Shorter than the documents, so that a window that is ignored shows."""
-COMMON: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.1,
-}
-GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512, "initializer_range": 0.1}
-NO_GQA = {"num_key_value_heads": 4}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": COMMON,
-    "mistral": COMMON | {"sliding_window": WINDOW},
-    "mixtral": COMMON | {"num_local_experts": 4},
-    "qwen2": COMMON | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
-    "qwen3": COMMON,
-    "gemma2": COMMON | {"sliding_window": WINDOW, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
-    "gemma3_text": COMMON | {"sliding_window": WINDOW, "query_pre_attn_scalar": 8},
-    "phi3": COMMON | {"sliding_window": WINDOW, "pad_token_id": 0},
-    "gpt2": GPT2,
-    "opt": COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.1},
-    "gpt_neox": COMMON,
-    "olmo2": COMMON | NO_GQA,
-    "smollm3": COMMON | {"pad_token_id": 0},
-    "granite": COMMON | {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
-    "cohere": COMMON,
-}
-REFUSED: dict[str, dict[str, Any]] = {
-    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
-    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4},
-}
-(FAMILIES if version.parse(transformers.__version__) >= version.parse("5.24") else REFUSED)["gptj"] = {
-    "n_embd": 32,
-    "n_layer": 3,
-    "n_head": 4,
-    "rotary_dim": 8,
-    "initializer_range": 0.1,
-}
-"""Its attention goes through transformers' interface since 5.24."""
-
-
-def llm(family: str, options: dict[str, Any], vocabulary: int = 300) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **options | {"vocab_size": vocabulary})
-    return AutoModelForCausalLM.from_config(config)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -160,6 +107,27 @@ def test_generates_from_padded_rows(family: Built) -> None:
     assert together.tolist() == [row.tolist() for row in alone]
     uncached = family.model.generate(**inputs(family, CONVERSATIONS), **options, use_cache=False)[:, -3:]
     assert together.tolist() == uncached.tolist()
+
+
+def test_three_steps_lower_the_loss(family: Built) -> None:
+    model = family.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    row = pack([[family.composer.compose(sample)] for sample in CONVERSATIONS], family.composer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(4):
+        loss = model(packed=row).loss
+        losses.append(float(loss))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.load_state_dict(before)
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.skipif("gptj" in REFUSED, reason="the page was written with a later release of transformers")
+def test_the_page_says_what_is_tested() -> None:
+    assert page() == PAGE.read_text(encoding="utf-8"), "run python -m tests.model.families"
 
 
 @pytest.mark.parametrize("name", REFUSED)
