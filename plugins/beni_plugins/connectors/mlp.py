@@ -1,6 +1,7 @@
 """The MLP projector of LLaVA: every token is mapped to the width the fusion wants, one by one.
 
-Reference: haotian-liu/LLaVA, llava/model/multimodal_projector/builder.py (build_vision_projector).
+References: haotian-liu/LLaVA, llava/model/multimodal_projector/builder.py (build_vision_projector); the residual kind,
+LLaVA-VL/LLaVA-NeXT, the same file (SimpleResBlock).
 """
 
 import re
@@ -19,19 +20,31 @@ from beni.types import EncoderSpec, Features, Grid
 @dataclass(frozen=True, slots=True)
 class MlpConfig(ConnectorConfig):
     kind: str = "mlp2x_gelu"
-    """linear, or mlpNx_gelu: N linear layers with exact GELU between them."""
+    """linear; mlpNx_gelu: N linear layers with exact GELU between them; mlpNx_resMx_gelu: and M residual blocks."""
 
     def __post_init__(self) -> None:
         if self.layers < 1:
             raise ConfigError(
-                f"connector 'mlp', option 'kind': '{self.kind}' is neither linear nor mlpNx_gelu (N = 1, 2, …)"
+                f"connector 'mlp', option 'kind': '{self.kind}' is none of linear, mlpNx_gelu and mlpNx_resMx_gelu "
+                f"(N, M = 1, 2, …)"
             )
 
     @property
     def layers(self) -> int:
         """Number of linear layers; 0 for a kind that does not exist."""
-        found = re.fullmatch(r"mlp(\d+)x_gelu", self.kind)
-        return 1 if self.kind == "linear" else int(found[1]) if found else 0
+        return self._depths[0]
+
+    @property
+    def residual_blocks(self) -> int:
+        """Number of residual blocks behind them."""
+        return self._depths[1]
+
+    @property
+    def _depths(self) -> tuple[int, int]:
+        if self.kind == "linear":
+            return 1, 0
+        found = re.fullmatch(r"mlp(\d+)x(?:_res(\d+)x)?_gelu", self.kind)
+        return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
     def out_grid(self, grid: Grid) -> Grid:
         return grid
@@ -48,7 +61,21 @@ class Mlp(Connector):
         layers: list[nn.Module] = [nn.Linear(self.in_width, out_width)]
         for _ in range(config.layers - 1):
             layers += [nn.GELU(), nn.Linear(out_width, out_width)]
+        layers += [ResidualBlock(out_width) for _ in range(config.residual_blocks)]
         self.layers = nn.Sequential(*layers)
 
     def project(self, features: Features) -> Float[Tensor, "V out"]:
         return self.layers(features.tokens_ND)
+
+
+class ResidualBlock(nn.Module):
+    """y + Linear(GELU(Linear(y))) with y = LN(x): what is added to is the normed input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, x_ND: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        y_ND = self.norm(x_ND)
+        return y_ND + self.layers(y_ND)

@@ -48,6 +48,27 @@ def test_reference_file() -> None:
     torch.testing.assert_close(out, file["out"]["tokens"].flatten(0, 1), rtol=1e-4, atol=1e-5)
 
 
+def test_residual_blocks_add_to_their_normed_input() -> None:
+    """Written out: a LayerNorm's output, and two linear layers of it on top."""
+    torch.manual_seed(0)
+    connector = Mlp(MlpConfig(kind="mlp2x_res2x_gelu"), {"main": spec(6)}, 8)
+    plain, blocks = connector.layers[:3], connector.layers[3:]
+    assert len(blocks) == connector.config.residual_blocks == 2
+    x = torch.randn(5, 6)
+    expected = plain(x)
+    for block in blocks:
+        torch.nn.init.normal_(block.norm.weight)
+        normed = (expected - expected.mean(1, keepdim=True)) / (
+            expected.var(1, unbiased=False, keepdim=True) + 1e-5
+        ).sqrt()
+        normed = normed * block.norm.weight + block.norm.bias
+        first, _, second = block.layers
+        hidden = normed @ first.weight.T + first.bias
+        hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+        expected = normed + hidden @ second.weight.T + second.bias
+    torch.testing.assert_close(connector.project(features(x)), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_every_number_of_layers_keeps_the_grid() -> None:
     for layers in (1, 2, 5):
         connector = Mlp(MlpConfig(kind=f"mlp{layers}x_gelu"), {"main": spec(6)}, 8)
@@ -55,7 +76,7 @@ def test_every_number_of_layers_keeps_the_grid() -> None:
         assert connector.config.out_grid(spec(6).grid(spec(6).size)) == (4, 4)
 
 
-@pytest.mark.parametrize("kind", ["mlp0x_gelu", "mlp2x_relu", "identity", ""])
+@pytest.mark.parametrize("kind", ["mlp0x_gelu", "mlp2x_relu", "mlp2x_res_gelu", "identity", ""])
 def test_refuses_other_kinds(kind: str) -> None:
-    with pytest.raises(ConfigError, match=r"linear nor mlpNx_gelu"):
+    with pytest.raises(ConfigError, match=r"none of linear, mlpNx_gelu and mlpNx_resMx_gelu"):
         MlpConfig(kind=kind)
