@@ -87,7 +87,7 @@ def test_a_failed_check_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: 
         ("check conector mlp", r"usage: beni check encoder\|connector\|"),
         ("check connector", "usage: beni check"),
         ("check connector mlp --connector.knd linear", "unknown option --connector.knd: did you mean --connector.kind"),
-        ("check connector mlp --connector.kind cubic", "neither linear nor mlpNx_gelu"),
+        ("check connector mlp --connector.kind cubic", "none of linear, mlpNx_gelu"),
         ("check connector perceiver --connector.depth deep", "not a whole number"),
         ("plugins --verfy", r"usage: beni plugins \[--verify \| show"),
     ],

@@ -165,7 +165,7 @@ MISTAKES = {
     "--connector dragonfly --connector.inner.knid linear": "unknown option --connector.inner.knid: did you mean "
     "--connector.inner.kind?",
     "--connector dragonfly --connector.iner mlp": "unknown option --connector.iner: did you mean --connector.inner?",
-    "--connector dragonfly --connector.inner.kind round": "connector 'mlp', option 'kind': 'round' is neither",
+    "--connector dragonfly --connector.inner.kind round": "connector 'mlp', option 'kind': 'round' is none of",
     "--connector dragonfly --connector.pool 0": "connector 'dragonfly': --connector.pool must be at least 1",
     "--connector.inner perceiver": "unknown option --connector.inner: connector 'mlp' has --connector.kind",
     "--out": "--out needs a value",
