@@ -67,6 +67,19 @@ def test_options_reach_the_part(
     assert "ok       tokens 7\n" in capsys.readouterr().out
 
 
+def test_a_held_part_is_chosen_as_for_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def inner(suite: type[Conformance]) -> list[Outcome]:
+        held = suite().chosen().config.inner  # type: ignore[attr-defined]
+        return [Outcome(f"{held.plugin.name} {held.config.num_latents}", "ok")]
+
+    monkeypatch.setattr(check, "run_all", inner)
+    words = ["--connector.inner", "perceiver", "--connector.inner.num-latents", "8"]
+    assert code_of("check", "connector", "dragonfly", *words) == 0
+    assert "ok       perceiver 8\n" in capsys.readouterr().out
+
+
 def test_a_failed_check_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = [Outcome("this", "ok"), Outcome("that", "failed", "do it"), Outcome("else", "skipped", "no need")]
     monkeypatch.setattr(check, "run_all", lambda suite: iter(outcomes))

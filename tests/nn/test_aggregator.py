@@ -86,3 +86,11 @@ def test_no_queries_are_no_exception(variant: Variant) -> None:
     visible = (torch.zeros(0, 1, dtype=torch.bool), torch.zeros(0, 4, dtype=torch.bool))
     sampler(torch.zeros(0, 8), Windows(keys, visible, torch.zeros(0, 16))).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in sampler.parameters())
+
+
+def test_a_single_encoder_needs_no_weight() -> None:
+    torch.manual_seed(0)
+    sampler = SpatialAggregator(8, (4,), 16, heads=4, depth=1, variant="sep")
+    windows = Windows((torch.randn(3, 4, 16),), (torch.ones(3, 4, dtype=torch.bool),), torch.randn(3, 16))
+    sampler(torch.randn(3, 8), windows).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in sampler.parameters())

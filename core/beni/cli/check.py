@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from beni.cli import held
 from beni.cli.options import parse
 from beni.config import Part, choose, to_dict
 from beni.errors import ConfigError
@@ -45,11 +46,10 @@ def check(arguments: Sequence[str], program: str) -> None:
 
 def _with_options(kind: str, part: Part, arguments: Sequence[str], program: str) -> Part:
     """The part with the options of the command line, spelled as for training (`--connector.num-latents 8`)."""
-    options: type[Any] = dataclasses.make_dataclass(
-        "Check", [(kind, type(part.config), dataclasses.field(default=part.config))], frozen=True
-    )
-    parsed = parse(options, arguments, f"{program} {kind} {part.plugin.name}", {kind: part.plugin.name})
-    return Part(part.plugin, getattr(parsed, kind))
+    part = held.choose_held(part, kind, arguments)
+    options: type[Any] = dataclasses.make_dataclass("Check", [held.option_field(kind, part)], frozen=True)
+    parsed = parse(options, arguments, f"{program} {kind} {part.plugin.name}", dict(held.names(part, kind)))
+    return held.with_options(part, getattr(parsed, kind))
 
 
 def _quiet() -> None:

@@ -27,7 +27,8 @@ class BeniConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     encoders: dict = dataclasses.field(default_factory=dict)
     encoder_order: list = dataclasses.field(default_factory=list)
-    """The keys of `encoders` in the order in which their features are joined; files hold tables sorted by name."""
+    """The keys of `encoders` in the order in which their features are joined, as files hold tables sorted by name;
+    empty: as they come."""
     specs: dict = dataclasses.field(default_factory=dict)
     connector: dict = dataclasses.field(default_factory=dict)
     fusion: dict = dataclasses.field(default_factory=dict)
@@ -51,11 +52,11 @@ class BeniConfig(PreTrainedConfig):
 
     def encoder_parts(self) -> dict[str, Part]:
         """The encoders by key, in order, resolved on this machine."""
-        return {key: part_from_dict("encoder", self.encoders[key]) for key in self.encoder_order}
+        return {key: part_from_dict("encoder", self.encoders[key]) for key in self.encoder_order or self.encoders}
 
     def encoder_specs(self) -> dict[str, EncoderSpec]:
         """What each encoder says of itself, by key, in order."""
-        return {key: spec_from_dict(self.specs[key]) for key in self.encoder_order}
+        return {key: spec_from_dict(self.specs[key]) for key in self.encoder_order or self.encoders}
 
 
 def spec_to_dict(spec: EncoderSpec) -> dict[str, Any]:

@@ -104,7 +104,8 @@ class SeparateLayer(AggregationLayer):
 
     def __init__(self, width: int, sizes: Sequence[int], hidden: int, heads: int) -> None:
         super().__init__(width, sizes, hidden)
-        self.weight_mlp = TwoLayers(width + hidden, hidden, len(sizes))
+        if len(sizes) > 1:  # a single encoder has all of the weight
+            self.weight_mlp = TwoLayers(width + hidden, hidden, len(sizes))
         for index, size in enumerate(sizes):
             part = WindowAttention(hidden, heads, [""]) if size > 1 else TwoLayers(hidden, hidden, hidden)
             self.add_module(f"aggregate_{index}", part)
@@ -121,6 +122,8 @@ class SeparateLayer(AggregationLayer):
             part = getattr(self, f"aggregate_{index}")
             single = self.sizes[index] == 1
             read.append(part(keys_VRC[:, 0]) if single else part(z_VH, [keys_VRC], [visible_VR]))
+        if len(read) == 1:
+            return read[0]
         weights_VS = self.weight_mlp(query).softmax(-1)
         return torch.einsum("vs,vsh->vh", weights_VS, torch.stack(read, dim=1))
 

@@ -45,7 +45,7 @@ class ConnectorConformance(ModelConformance):
         """A view, and a small encoder whose grid the connector accepts."""
         stride = ENCODER["size"] // 4
         part = load("connector", cls.chosen())
-        refusal: IncompatiblePartsError | None = None
+        refusals: dict[str, None] = {}
         for reference in ("single", *(plugin.reference for plugin in available("view"))):
             view = choose("view", reference)
             for side in SIDES:
@@ -53,12 +53,12 @@ class ConnectorConformance(ModelConformance):
                 try:
                     part.check(cls._config(), view_of(view), describe(configure(encoders=encoders).encoders))  # type: ignore[attr-defined]
                 except IncompatiblePartsError as error:
-                    refusal = refusal or error
+                    refusals[str(error)] = None
                     continue
                 return {"encoders": encoders, "view": view.to_dict()}
         raise AssertionError(
             f"`check` accepts no installed view with a square grid of {', '.join(map(str, sorted(SIDES)))} tokens on "
-            f"a side: {refusal}"
+            f"a side: {'; '.join(refusals)}"
         )
 
     @classmethod

@@ -91,7 +91,8 @@ class OpenClipEncoder(VisionEncoder):
                 f"{str(error).splitlines()[0]}"
             ) from error
         grid = features.grids[0]
-        stride = round(height / grid.rows)
+        patch = _patch(tower)
+        stride = patch if patch and height // patch == grid.rows else round(height / grid.rows)
         return EncoderSpec(
             size=Size(width, height),
             stride=stride,
@@ -213,3 +214,12 @@ def _levels(tower: Any, pixels_C3HW: Tensor, layers: Sequence[int], norm: bool) 
     prefixes = out.get("image_intermediates_prefix", [None] * len(maps))
     found = {layer: Level(*level) for layer, *level in zip(wanted, maps, prefixes, strict=True)}
     return [found[layer] for layer in layers]
+
+
+def _patch(tower: nn.Module) -> int:
+    """Side of a ViT's patch in pixels, of open_clip's own or a trunk of timm's; 0 for other towers."""
+    for module in (tower, getattr(getattr(tower, "trunk", None), "patch_embed", None)):
+        side = getattr(module, "patch_size", None)
+        if side:
+            return side if isinstance(side, int) else side[0]
+    return 0

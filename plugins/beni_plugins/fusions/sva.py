@@ -107,6 +107,5 @@ class Aggregator(nn.Module):
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], context: FusionContext) -> Float[Tensor, "B T D"]:
         assert context.windows is not None
-        flat_TD = x_BTD.flatten(0, 1)
-        read_VD = self.sampler(flat_TD[context.at_V], context.windows)
-        return flat_TD.index_copy(0, context.at_V, read_VD).view_as(x_BTD)
+        at = context.at_V // x_BTD.shape[1], context.at_V % x_BTD.shape[1]
+        return x_BTD.index_put(at, self.sampler(x_BTD[at], context.windows))

@@ -62,6 +62,14 @@ def test_every_aggregator_is_trained_on_0_1_and_3_images() -> None:
         assert not silent
 
 
+def test_a_model_without_an_order_of_encoders_has_theirs() -> None:
+    """As saved before there was one."""
+    config = make("sva").model.config
+    assert list(config.encoder_specs()) == ["main", "coarse"]
+    config.encoder_order = []
+    assert list(config.encoder_specs()) == list(config.encoders)
+
+
 def test_refusals() -> None:
     with pytest.raises(IncompatiblePartsError, match=r"fusion 'sva' reads .* connector 'mlp' .* --connector sva"):
         make("inline", fusion={"name": "sva"}, connector=INLINE["connector"])
