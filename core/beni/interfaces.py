@@ -28,6 +28,7 @@ from beni.config import Part, PartConfig
 from beni.errors import GridError, IncompatiblePartsError, PluginError
 from beni.nn.merge import merge_tiles
 from beni.nn.plan import CrossPlan
+from beni.pretrained import Provenance, Startable, StartConfig
 from beni.sample import NEWLINE_MARK, Sample
 from beni.types import Crop, EncoderSpec, Features, Grid, ImageLayout, Size, VisualTokens, Windows, count_of
 
@@ -63,16 +64,6 @@ class View(ABC):
 
 
 # ------------------------------------------------------------------------------------------------------------ encoders
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where weights came from: goes into config.json."""
-
-    origin: str
-    """A hub id, a file, or a package with its version."""
-    sha256: str = ""
-    """Of the weight file, where there is one file."""
 
 
 class VisionEncoder(nn.Module, ABC):
@@ -122,11 +113,16 @@ class WindowSpec(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectorConfig(PartConfig, ABC):
+class ConnectorConfig(StartConfig, ABC):
     """The counting half of a connector."""
 
     needs_size: ClassVar[bool] = False
     """Whether counts depend on an image's size where the view's crops do not (padding that is left out)."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether the picture decides which of its places become visual tokens."""
+        return False
 
     @abstractmethod
     def out_grid(self, grid: Grid) -> Grid | int:
@@ -169,7 +165,7 @@ class ConnectorConfig(PartConfig, ABC):
         return None
 
 
-class Connector(nn.Module, ABC):
+class Connector(Startable, ABC):
     """Features to visual tokens. Most connectors implement `project` alone.
 
     Args:
@@ -288,6 +284,8 @@ class VisualSpec(NamedTuple):
     """Channels, as `FusionConfig.visual_width` asked."""
     windows: WindowSpec | None = None
     """What the connector keeps beside them."""
+    levels: int = 0
+    """How many earlier layers of the encoders give these tokens as well (`VisualTokens.levels`)."""
 
 
 Reads = Literal["nothing", "last", "run", "all"]
@@ -296,7 +294,7 @@ images without text between them that this one belongs to; all at or before it."
 
 
 @dataclass(frozen=True, slots=True)
-class FusionConfig(PartConfig):
+class FusionConfig(StartConfig):
     """The counting half of a fusion; the base class is inline fusion."""
 
     new_tokens: ClassVar[tuple[str, ...]] = (NEWLINE_MARK,)
@@ -304,6 +302,10 @@ class FusionConfig(PartConfig):
 
     needs_windows: ClassVar[bool] = False
     """Whether inserted blocks read what lies under visual tokens in the encoders' maps."""
+
+    needs_levels: ClassVar[bool] = False
+    """Whether the encoders' layers are connected one by one: the last one chosen gives the visual tokens, the others
+    `FusionContext.levels`."""
 
     @property
     def reads(self) -> Reads:
@@ -313,7 +315,7 @@ class FusionConfig(PartConfig):
     @property
     def uses_context(self) -> bool:
         """Whether inserted blocks need a `FusionContext`."""
-        return self.needs_windows or self.reads != "nothing"
+        return self.needs_windows or self.needs_levels or self.reads != "nothing"
 
     def spell(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> list[str | int]:
         """An image's form in the text: strings, and numbers of positions that visual tokens take.
@@ -365,20 +367,27 @@ class FusionContext:
 
     For cross-attention, `memory_MD` is the visual memory and `plan` says which slice of it each text position reads; an
     empty slice gives exactly zero. For fusions that work on visual tokens inside the LLM, `at_V` are their positions
-    among all text positions (B·T), and `windows` what the connector kept for them.
+    among all text positions (B·T), `windows` what the connector kept for them, and `levels` what earlier layers of the
+    encoders give for them.
     """
 
     memory_MD: Float[Tensor, "M D"]
     plan: CrossPlan
     at_V: Int[Tensor, " V"]
     windows: Windows | None = None
+    levels: tuple[Float[Tensor, "V D"], ...] = ()
+
+    def places(self, length: int) -> tuple[Int[Tensor, " V"], Int[Tensor, " V"]]:
+        """Row, and position in a row of this length, of each visual token."""
+        return self.at_V // length, self.at_V % length
 
     def step(self, length: int) -> "FusionContext":
         """What the next `length` tokens of each row see, for decoding with a cache: no visual token is among them."""
         device = self.memory_MD.device
         none_V = self.at_V[:0]
         windows = None if self.windows is None else self.windows.at(none_V)
-        return FusionContext(self.memory_MD, self.plan.step(length).to(device), none_V, windows)
+        levels = tuple(level_VD[none_V] for level_VD in self.levels)
+        return FusionContext(self.memory_MD, self.plan.step(length).to(device), none_V, windows, levels)
 
 
 class Insert(NamedTuple):
@@ -388,7 +397,7 @@ class Insert(NamedTuple):
     before: bool = True
 
 
-class Fusion(nn.Module):
+class Fusion(Startable):
     """How visual tokens meet the language model. The base class is inline: they take positions in the text.
 
     Args:

@@ -9,7 +9,7 @@ Legend for shape suffixes, used everywhere in beni:
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -156,6 +156,8 @@ class EncoderSpec:
     """Filter used to resize images: nearest, bilinear, bicubic or lanczos."""
     partial: bool = False
     """Whether an incomplete stride at the edge makes a token (convolutional nets with padding) or not (ViTs)."""
+    levels: int = 1
+    """Layers that the channels come from, each an equal share of them; 1 also where layers differ in width."""
     architecture: Mapping[str, Any] = field(default_factory=dict)
     """What the encoder needs to be built again where its source cannot be reached; plain values."""
 
@@ -163,6 +165,10 @@ class EncoderSpec:
         """Tokens that an input of this size becomes."""
         extra = self.stride - 1 if self.partial else 0
         return Grid((size.height + extra) // self.stride, (size.width + extra) // self.stride)
+
+    def level(self) -> "EncoderSpec":
+        """The same encoder as somebody sees it who looks at one layer at a time."""
+        return replace(self, width=self.width // self.levels, levels=1)
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,12 @@ class Features:
     """One grid per crop; their counts sum to N."""
     prefix_CPD: Float[Tensor, "C P D"] | None = None
     """CLS and register tokens, or None."""
+
+    def split(self, levels: int) -> tuple["Features", ...]:
+        """What each of so many layers gave, where they were joined by channel."""
+        tokens = self.tokens_ND.chunk(levels, dim=-1)
+        prefixes = (None,) * levels if self.prefix_CPD is None else self.prefix_CPD.chunk(levels, dim=-1)
+        return tuple(Features(x_ND, self.grids, prefix) for x_ND, prefix in zip(tokens, prefixes, strict=True))
 
     def runs(self) -> list[tuple[Grid, Float[Tensor, "C N D"]]]:
         """Consecutive crops of one grid, batched: the grid, and [crops, tokens of each, D]."""
@@ -212,6 +224,8 @@ class VisualTokens:
     """For each image, the tokens of each of its blocks (a crop, or a merged map)."""
     windows: Windows | None = None
     """From a connector that keeps the encoders' maps."""
+    levels: tuple[Float[Tensor, "V D"], ...] = ()
+    """The same tokens as earlier layers of the encoders give them, for a fusion that adds them inside the LLM."""
 
 
 class Segment(NamedTuple):

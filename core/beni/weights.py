@@ -1,6 +1,7 @@
 """Weight files from folders and PyPI packages, without running anything found in them."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from beni.errors import ConfigError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+INSIDE = ("state_dict", "model_state_dict", "model")
+"""Where training checkpoints hold the weights."""
 
 
 def package_file(package: str, suffixes: tuple[str, ...]) -> Path:
@@ -57,7 +60,7 @@ def find_weights(reference: str) -> Path:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors or torch file; torch files are read by the weights-only loader.
 
-    Of a training checkpoint, what stands under `state_dict`.
+    Of a training checkpoint, what stands under `state_dict`, `model_state_dict` or `model`.
 
     Raises:
         ConfigError: the file is damaged or is not a state dict.
@@ -70,8 +73,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         )
     except Exception as error:  # loaders raise many types for damaged files; each means the same
         raise ConfigError(f"weights {path} cannot be read: {error}") from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in INSIDE if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"weights {path} are not a flat dictionary of tensors")
     return dict(state)
@@ -105,15 +108,41 @@ def take_weights(module: nn.Module, path: Path) -> None:
         ConfigError: a tensor is missing or of another shape; the message names the first.
     """
     state, own = read_state_dict(path), module.state_dict()
-    prefixes = {name.removesuffix(first) for first in list(own)[:1] for name in state if name.endswith(first)}
-    missing = {prefix: [name for name in own if prefix + name not in state] for prefix in prefixes or {""}}
-    prefix = min(missing, key=lambda prefix: (len(missing[prefix]), len(prefix)))
-    wrong = missing[prefix] or [name for name in own if state[prefix + name].shape != own[name].shape]
-    if wrong:
+    prefix = common_prefix(state, own)
+    taken = {name: state[prefix + name] for name in own if prefix + name in state}
+    if wrong := misfits(taken, own):
         raise ConfigError(
             f"weights {path} do not fit {type(module).__name__}: {len(wrong)} tensors, first '{prefix}{wrong[0]}'"
         )
-    module.load_state_dict({name: state[prefix + name] for name in own})
+    module.load_state_dict(taken)
+
+
+def common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What stands in front of a module's names in the file of a larger model; the prefix under which most are found."""
+    prefixes = {name.removesuffix(first) for first in list(own)[:1] for name in state if name.endswith(first)}
+    missing = {prefix: sum(prefix + name not in state for name in own) for prefix in prefixes or {""}}
+    return min(missing, key=lambda prefix: (missing[prefix], len(prefix)))
+
+
+def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Names of a module whose tensors are missing; if none are, of those that have another shape."""
+    missing = [name for name in own if name not in state]
+    return missing or [name for name in own if state[name].shape != own[name].shape]
+
+
+def renamed(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors whose whole names match a pattern, whatever module holds them, under what replaces it.
+
+    Args:
+        state: tensors by name.
+        rules: regular expressions, and what `re.Match.expand` makes of them; the first that matches counts.
+    """
+    found = {}
+    for name, tensor in state.items():
+        matches = ((re.fullmatch(rf"(?:.*\.)?{pattern}", name), new) for pattern, new in rules.items())
+        if hit := next(((match, new) for match, new in matches if match), None):
+            found[hit[0].expand(hit[1])] = tensor
+    return found
 
 
 def sha256(path: Path) -> str:

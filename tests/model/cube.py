@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 from beni.data.batch import pack
 from beni.errors import IncompatiblePartsError
 from beni.registry import available
-from beni.testing.small import CONVERSATIONS, inputs, make
+from beni.testing.small import CONVERSATIONS, ENCODER, SEVERAL_LAYERS, inputs, make
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 KINDS = ("connector", "fusion", "view")
@@ -29,6 +29,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "fusion sva": {"heads": 2},
 }
 """Options that make parts small; everything else is as it comes."""
+AROUND = {"fusion deepstack": {"encoders": {"main": ENCODER | SEVERAL_LAYERS}}}
+"""Other parts of the model, where one cannot do with what is there."""
 NEW_TOKENS = 4
 
 
@@ -50,6 +52,8 @@ def built_in() -> Iterator[tuple[str, str, str]]:
 def combine(parts: tuple[str, str, str]) -> Outcome:
     """Two steps on text, one image and several; then the saved model must say what the trained one says."""
     tables = {k: {"name": n, **SMALL.get(f"{k} {n}", {})} for k, n in zip(KINDS, parts, strict=True)}
+    for kind, name in zip(KINDS, parts, strict=True):
+        tables |= AROUND.get(f"{kind} {name}", {})
     torch.manual_seed(0)
     try:
         built = make(batch={"row_tokens": 1 << 20}, **tables)

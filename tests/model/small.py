@@ -9,7 +9,22 @@ from beni.config import RunConfig
 from beni.model.build import Built
 from beni.sample import Sample
 from beni.testing import small
-from beni.testing.small import CONVERSATIONS, ENCODER, LLM, SIZE, TEXTS, A, B, C, D, E, inputs, noise, talk
+from beni.testing.small import (
+    CONVERSATIONS,
+    ENCODER,
+    LLM,
+    SEVERAL_LAYERS,
+    SIZE,
+    TEXTS,
+    A,
+    B,
+    C,
+    D,
+    E,
+    inputs,
+    noise,
+    talk,
+)
 
 __all__ = [
     "CONVERSATIONS",
@@ -52,6 +67,11 @@ SVA = {
     "fusion": {"name": "sva", "heads": 2, "newline": "row"},
     "view": {"name": "single", "fit": "pad"},
 }
+DEEPSTACK = {
+    "encoders": {"main": ENCODER | SEVERAL_LAYERS},
+    "connector": {"name": "concat"},
+    "fusion": {"name": "deepstack", "newline": "row"},
+}
 PYRAMID = {"name": "pyramid", "medium": ["1x2", "2x1"]}
 SELECTED = {
     "connector": {"name": "dragonfly", "variant": "select", "inner": {"name": "concat"}},
@@ -73,7 +93,12 @@ JOINED: dict[str, dict[str, Any]] = {
     "xattn-anyres": XATTN | {"view": {"name": "anyres", "merge": "flat"}},
 }
 """Those that also work with several encoders."""
-FUSIONS = JOINED | {"inline-dragonfly": INLINE | SELECTED, "xattn-dragonfly": XATTN | POOLED}
+FUSIONS = JOINED | {
+    "inline-dragonfly": INLINE | SELECTED,
+    "xattn-dragonfly": XATTN | POOLED,
+    "deepstack": DEEPSTACK,
+    "deepstack-tiles": DEEPSTACK | {"view": {"name": "anyres"}},
+}
 
 
 def configure(parts: str, /, **tables: dict[str, Any]) -> RunConfig:

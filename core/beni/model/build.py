@@ -34,7 +34,7 @@ class Built:
     tokenizer: PreTrainedTokenizerBase
     composer: Composer
     loaded: Mapping[str, Provenance]
-    """Parts whose weights were loaded rather than drawn, and where from: encoder.KEY, llm."""
+    """Parts whose weights were loaded rather than drawn, and where from: encoder.KEY, connector, fusion, llm."""
 
 
 def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
@@ -86,9 +86,10 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
     )
     model.new_tokens.start_from(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     loaded = {"llm": origin} if origin else {}
-    for key, encoder in model.encoders.items():
-        if provenance := encoder.load_pretrained():  # type: ignore[operator]
-            loaded[f"encoder.{key}"] = provenance
+    parts = [(f"encoder.{key}", encoder) for key, encoder in model.encoders.items()]
+    for name, part in [*parts, *(("connector", each) for each in model.connectors()), ("fusion", model.fusion)]:
+        if provenance := part.load_pretrained():  # type: ignore[operator]
+            loaded[name] = provenance
     forget_paths(model.config)
     composer = Composer(
         template=template,
@@ -130,16 +131,35 @@ def view_of(part: Part) -> View:
 
 
 def check_pair(connector: Part, fusion: Part, encoders: Mapping[str, EncoderSpec]) -> None:
-    """Refuse a connector that lacks what the fusion reads.
+    """Refuse a connector or encoders that lack what the fusion reads.
 
     Raises:
-        IncompatiblePartsError: names connectors that have it.
+        IncompatiblePartsError: names connectors that have it, or the option that gives it.
     """
+    if fusion.config.needs_levels:  # type: ignore[attr-defined]
+        _check_levels(connector, fusion, encoders)
     needs, keeps = fusion.config.needs_windows, connector.config.windows(encoders)  # type: ignore[attr-defined]
     if needs and keeps is None:
         raise IncompatiblePartsError(
             f"fusion '{fusion.plugin.name}' reads the encoders' tokens under each visual token, which connector "
             f"'{connector.plugin.name}' does not keep: use {' or '.join(_keeping_windows()) or 'another fusion'}"
+        )
+
+
+def _check_levels(connector: Part, fusion: Part, encoders: Mapping[str, EncoderSpec]) -> None:
+    levels = {key: spec.levels for key, spec in encoders.items()}
+    if min(levels.values()) < 2 or len(set(levels.values())) > 1:
+        shown = ", ".join(f"{key} {count}" for key, count in levels.items())
+        raise IncompatiblePartsError(
+            f"fusion '{fusion.plugin.name}' wants several layers of each encoder, of one width and equally many, these "
+            f"give: {shown}; choose them with --encoder.layers (tiny: --encoder.outputs), the last of which gives the "
+            f"visual tokens"
+        )
+    if connector.config.selects:  # type: ignore[attr-defined]
+        raise IncompatiblePartsError(
+            f"fusion '{fusion.plugin.name}' connects each layer of an encoder by itself, and connector "
+            f"'{connector.plugin.name}' with these options would select other places for each: choose another variant "
+            f"or connector"
         )
 
 

@@ -5,7 +5,7 @@ else calls `model(input_ids, …)` or `model.generate(…)` with padded rows, as
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,13 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         sizes = LLMSpec(embedding.weight.shape[1], len(decoder_layers(self.llm)))
         connector, fusion = config.part("connector"), config.part("fusion")
         visual = visual_spec(connector.config, fusion.config, specs, sizes)  # type: ignore[arg-type]
-        self.connector: Connector = load("connector", connector)(connector.config, specs, visual.width)
+        seen = {key: spec.level() for key, spec in specs.items()} if visual.levels else specs
+
+        def connect() -> Connector:
+            return load("connector", connector)(connector.config, seen, visual.width)
+
+        self.connector = connect()
+        self.level_connectors = nn.ModuleList(connect() for _ in range(visual.levels))
         self.fusion: Fusion = load("fusion", fusion)(fusion.config, sizes, visual)
         self.new_tokens = NewTokens(config.new_token_ids, config.predicted_tokens, sizes.width)
         attach(self.llm, self.fusion.inserts())
@@ -108,7 +114,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def train(self, mode: bool = True) -> "BeniForConditionalGeneration":
         """Frozen parts stay in evaluation mode: no dropout in what is not trained."""
         super().train(mode)
-        for part in (*self.encoders.values(), self.connector, self.fusion, self.llm):
+        for part in (*self.encoders.values(), *self.connectors(), self.fusion, self.llm):
             if mode and not any(parameter.requires_grad for parameter in part.parameters()):
                 part.eval()
         return self
@@ -203,7 +209,18 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def see(self, visual: VisualInput) -> VisualTokens:
         """Encode and connect the distinct images of a batch."""
         features = {key: self._encoder(key)(visual.pixels[key]) for key in self.encoders}
-        return self.connector(features, visual.layouts)
+        if not self.level_connectors:
+            return self.connector(features, visual.layouts)
+        split = {key: each.split(len(self.connectors())) for key, each in features.items()}
+        *levels, last = (
+            connector({key: each[level] for key, each in split.items()}, visual.layouts)
+            for level, connector in enumerate([*self.level_connectors, self.connector])
+        )
+        return replace(last, levels=tuple(level.tokens_VD for level in levels))
+
+    def connectors(self) -> list[Connector]:
+        """The connector, and those of the encoders' earlier layers, if the fusion wants these by themselves."""
+        return [self.connector, *self.level_connectors]
 
     def _encoder(self, key: str) -> VisionEncoder:
         return self.encoders[key]  # type: ignore[return-value]
@@ -217,7 +234,8 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return None
         memory_MD = visual.tokens_VD if placement.memory_M is None else visual.tokens_VD[placement.memory_M]
         windows = None if visual.windows is None else visual.windows.at(placement.source_V)
-        return FusionContext(memory_MD, placement.cross, placement.at_V, windows)
+        levels = tuple(level_VD[placement.source_V] for level_VD in visual.levels)
+        return FusionContext(memory_MD, placement.cross, placement.at_V, windows, levels)
 
     def _empty_context(self, embeds_BTD: Tensor) -> FusionContext:
         """What text without any image sees: the blocks of a deep fusion run, and read nothing."""
@@ -232,7 +250,8 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             visible=tuple(none_V.new_zeros(0, size, dtype=torch.bool) for size in spec.windows.sizes),
             context_VC=embeds_BTD.new_zeros(0, spec.windows.width),
         )
-        return FusionContext(embeds_BTD.new_zeros(1, spec.width), plan.to(embeds_BTD.device), none_V, windows)
+        memory_MD = embeds_BTD.new_zeros(1, spec.width)
+        return FusionContext(memory_MD, plan.to(embeds_BTD.device), none_V, windows, (memory_MD[:0],) * spec.levels)
 
     def _packed_loss(self, batch: PackedBatch) -> Tensor:
         """Summed cross-entropy of a packed row; logits exist only where there is a target."""
@@ -286,8 +305,9 @@ def visual_spec(
     connector: ConnectorConfig, fusion: FusionConfig, encoders: Mapping[str, EncoderSpec], llm: LLMSpec
 ) -> VisualSpec:
     """What the connector of a model makes for its fusion."""
-    width = fusion.visual_width(llm, sum(spec.width for spec in encoders.values()))
-    return VisualSpec(width, connector.windows(encoders))
+    levels = min(spec.levels for spec in encoders.values()) if fusion.needs_levels else 1
+    width = fusion.visual_width(llm, sum(spec.width for spec in encoders.values()) // levels)
+    return VisualSpec(width, connector.windows(encoders), levels - 1)
 
 
 AutoConfig.register(BeniConfig.model_type, BeniConfig)

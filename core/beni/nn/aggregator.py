@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from beni.types import Windows
 
 Variant = Literal["joint", "sep"]
+SEPARATE = r"(.+\.aggregate_\d+)\.attention_layer\.(.+)"
+"""The reference's names of what `sep` has for each encoder; here the two groups follow each other."""
 
 
 class SpatialAggregator(nn.Module):

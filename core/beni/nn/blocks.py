@@ -12,12 +12,12 @@ from torch import Tensor, nn
 class GeluFeedForward(nn.Sequential):
     """LayerNorm, Linear(D→multiple·D), exact GELU, Linear back; no biases outside the norm (Flamingo's FFN)."""
 
-    def __init__(self, width: int, multiple: int) -> None:
+    def __init__(self, width: int, multiple: float) -> None:
         super().__init__(
             nn.LayerNorm(width),
-            nn.Linear(width, multiple * width, bias=False),
+            nn.Linear(width, int(multiple * width), bias=False),
             nn.GELU(),
-            nn.Linear(multiple * width, width, bias=False),
+            nn.Linear(int(multiple * width), width, bias=False),
         )
 
 

@@ -51,6 +51,11 @@ def join(levels: Sequence[Level]) -> Features:
     )
 
 
+def alike(levels: Sequence[Level]) -> int:
+    """How many equal shares of the joined channels are a layer each: as many as layers, or 1 if widths differ."""
+    return len(levels) if len({level.map_CDRS.shape[1] for level in levels}) == 1 else 1
+
+
 def cut(network: Any, layers: Sequence[int], norm: bool) -> list[int]:
     """Drop what a network has behind the last of some layers, and its final norm if that is not wanted either.
 

@@ -14,7 +14,7 @@ from beni.model.build import Built, check_pair, describe
 from beni.registry import available
 from beni.sample import Sample
 from beni.testing.model import ModelConformance
-from beni.testing.small import CONVERSATIONS, E, closed_gates, configure, inputs, make
+from beni.testing.small import CONVERSATIONS, ENCODER, SEVERAL_LAYERS, E, closed_gates, configure, inputs, make
 from beni.testing.suite import require
 
 
@@ -25,13 +25,15 @@ class FusionConformance(ModelConformance):
 
     @classmethod
     def neighbours(cls) -> dict[str, Any]:
-        """A connector that has what the fusion reads; the default one where it does."""
-        fusion, encoders = cls.chosen(), describe(configure().encoders)
+        """A connector and an encoder that have what the fusion reads; the default ones where they do."""
+        fusion = cls.chosen()
+        main = ENCODER | (SEVERAL_LAYERS if fusion.config.needs_levels else {})  # type: ignore[attr-defined]
+        encoders = describe(configure(encoders={"main": main}).encoders)
         for plugin in (None, *available("connector")):
             connector = configure().connector if plugin is None else choose("connector", plugin.reference)
             with suppress(IncompatiblePartsError):
                 check_pair(connector, fusion, encoders)
-                return {"connector": connector.to_dict()}
+                return {"connector": connector.to_dict(), "encoders": {"main": main}}
         raise AssertionError("no installed connector keeps what the fusion reads")
 
     def test_an_image_takes_all_of_its_tokens_or_no_place(self) -> None:

@@ -27,6 +27,8 @@ ENCODER: dict[str, Any] = {
     "merge": 1,
 }
 """A grid of 4x4 tokens of 16 channels."""
+SEVERAL_LAYERS: dict[str, Any] = {"layers": 2, "outputs": [0, 1, -1]}
+"""Options of that encoder which give a fusion several layers to take apart."""
 LLM: dict[str, Any] = {"name": "tiny", "width": 32, "layers": 3, "heads": 4, "ff_width": 48, "init_std": 0.2}
 TEXTS = ["what is it? a cat. three cats, how many? compare them: all the same, blue. hello there, general kenobi"] * 3
 """What the small language model learns its vocabulary from."""

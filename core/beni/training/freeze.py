@@ -32,7 +32,9 @@ class FreezeRow:
 def part_of(name: str) -> str:
     """The part that a parameter belongs to: encoder.KEY, connector, fusion, llm or new_tokens."""
     first, rest = name.split(".", 1)
-    return f"encoder.{rest.split('.', 1)[0]}" if first == "encoders" else first
+    if first == "encoders":
+        return f"encoder.{rest.split('.', 1)[0]}"
+    return "connector" if first == "level_connectors" else first
 
 
 def freeze_table(

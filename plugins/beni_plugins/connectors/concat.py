@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from beni.errors import ConfigError, GridError
 from beni.interfaces import Connector, ConnectorConfig
 from beni.types import EncoderSpec, Features, Grid
+from beni.weights import renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +81,8 @@ class Concat(Connector):
             for grid, x_CND in features.runs()
         ]
         return self.proj(torch.cat(merged))
+
+    def convert_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """MiniGPT-v2's `llama_proj`; the projection of transformers' Idefics3 and SmolVLM, and of nanoVLM."""
+        projection = r"(?:llama_proj|modality_projection\.proj|MP\.proj)"
+        return renamed(state, {rf"{projection}\.(weight|bias)": r"proj.\1"})

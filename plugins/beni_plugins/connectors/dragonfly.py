@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from beni.config import OfKind, Part, choose
 from beni.errors import ConfigError, GridError, IncompatiblePartsError, PluginError
-from beni.interfaces import Connector, ConnectorConfig, View, load
+from beni.interfaces import Connector, ConnectorConfig, Provenance, View, load
 from beni.types import Box, Crop, EncoderSpec, Features, Grid, ImageLayout, Size, VisualTokens, count_of
 
 LOW, MEDIUM, HIGH = range(3)
@@ -59,6 +59,10 @@ class DragonflyConfig(ConnectorConfig):
         for option in ("pool", "top_k"):
             if getattr(self, option) < 1:
                 raise ConfigError(f"connector 'dragonfly': --connector.{option.replace('_', '-')} must be at least 1")
+
+    @property
+    def selects(self) -> bool:
+        return self.variant == "select"
 
     def out_grid(self, grid: Grid) -> Grid | int:
         """What the grid of a crop becomes that is not pooled."""
@@ -230,6 +234,14 @@ class Dragonfly(Connector):
 
     def blocks(self) -> Sequence[nn.Module]:
         return self.inner.blocks()
+
+    def convert_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the inner connector knows: all weights are its own."""
+        return {f"inner.{name}": tensor for name, tensor in self.inner.convert_reference(state).items()}
+
+    def load_pretrained(self) -> Provenance | None:
+        """By its own option, or by the inner connector's."""
+        return super().load_pretrained() or self.inner.load_pretrained()
 
     def _select(self, crops: Sequence[Float[Tensor, "N D"]], layouts: Sequence[ImageLayout]) -> Float[Tensor, "V D"]:
         """The tokens of all crops but the high ones, then those of the high crops that are kept, image after image."""

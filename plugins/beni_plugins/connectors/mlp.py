@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from beni.errors import ConfigError
 from beni.interfaces import Connector, ConnectorConfig
 from beni.types import EncoderSpec, Features, Grid
+from beni.weights import renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,20 @@ class Mlp(Connector):
 
     def project(self, features: Features) -> Float[Tensor, "V out"]:
         return self.layers(features.tokens_ND)
+
+    def convert_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """LLaVA's and LLaVA-NeXT's `mm_projector`, that of transformers' Llava and Mllama, Dragonfly's linear layer."""
+        return renamed(
+            state,
+            {
+                r"(?:mm_projector|multi_modal_projector|vision_embed_tokens)\.(weight|bias)": r"layers.0.\1",
+                r"multi_modal_projector\.linear_1\.(.+)": r"layers.0.\1",
+                r"multi_modal_projector\.linear_2\.(.+)": r"layers.2.\1",
+                r"mm_projector\.(\d+)\.pre_norm\.(.+)": r"layers.\1.norm.\2",
+                r"mm_projector\.(\d+)\.proj\.(.+)": r"layers.\1.layers.\2",
+                r"mm_projector\.(\d+)\.(weight|bias)": r"layers.\1.\2",
+            },
+        )
 
 
 class ResidualBlock(nn.Module):

@@ -21,6 +21,7 @@ from beni.errors import ConfigError
 from beni.interfaces import Connector, ConnectorConfig
 from beni.nn.blocks import GeluFeedForward, SwiGlu, attend
 from beni.types import EncoderSpec, Features, Grid
+from beni.weights import renamed
 
 INIT_STD = 0.02
 """Standard deviation of the latents at the start."""
@@ -80,6 +81,19 @@ class Perceiver(Connector):
         prepared = Features(self.before(features.tokens_ND), features.grids)
         latents = [self.resampler(x_CND) for _, x_CND in prepared.runs()]
         return self.after(torch.cat(latents).flatten(0, 1))
+
+    def convert_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """OpenFlamingo's `perceiver`, or the `connector` of transformers' Idefics2."""
+        if self.config.variant == "flamingo":
+            return renamed(state, {r"perceiver\.(.+)": r"resampler.\1"})
+        return renamed(
+            state,
+            {
+                r"modality_projection\.(.+)": r"before.\1",
+                r"perceiver_resampler\.(layers\.\d+)\.self_attn\.(.+)": r"resampler.\1.\2",
+                r"perceiver_resampler\.(.+)": r"resampler.\1",
+            },
+        )
 
 
 class FlamingoResampler(nn.Module):

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from beni.errors import ConfigError, IncompatiblePartsError
 from beni.interfaces import Connector, ConnectorConfig, View, WindowSpec
-from beni.nn.aggregator import SpatialAggregator
+from beni.nn.aggregator import SEPARATE, SpatialAggregator
 from beni.types import Crop, EncoderSpec, Features, Grid, ImageLayout, VisualTokens, Windows
+from beni.weights import renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,22 @@ class Sva(Connector):
         tokens_VD = self.project_out(rearrange(torch.cat(outputs, dim=1), "i c h w -> (i h w) c"))
         keep_V = self._kept(layouts).to(tokens_VD.device)
         return self.deliver(tokens_VD[keep_V], layouts, _windows(maps, visible, context_IC, side).at(keep_V))
+
+    def convert_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cambrian-1's, whose encoders are numbered; here they are in the order in which they were chosen."""
+        projectors = {
+            rf"mm_projector_aux_{index}\.(.+)": rf"projectors.{key}.\1" for index, key in enumerate(self.encoders)
+        }
+        return renamed(
+            state,
+            {
+                **projectors,
+                r"vision_query": "query_GC",
+                rf"vision_sampler_(\d+)\.{SEPARATE}": r"samplers.\1.\2.\3",
+                r"vision_sampler_(\d+)\.(.+)": r"samplers.\1.\2",
+                r"mm_projector\.(.+)": r"project_out.\1",
+            },
+        )
 
     def _map(self, key: str, features: Features) -> Float[Tensor, "I rows cols C"]:
         """An encoder's tokens on their grid, resized to what the queries need, in the common width."""

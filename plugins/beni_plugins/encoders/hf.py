@@ -17,7 +17,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from beni.config import PartConfig
 from beni.errors import ConfigError
 from beni.interfaces import Provenance, VisionEncoder
-from beni.nn.levels import Level, join
+from beni.nn.levels import Level, alike, join
 from beni.nn.unused import unused_parameters, with_zero_gradients
 from beni.types import EncoderSpec, Features, Grid, Size
 from beni.weights import find_weights, sha256, take_weights
@@ -89,6 +89,7 @@ class HfEncoder(VisionEncoder):
                     f"encoder 'hf:{config.model}' has {len(states)} hidden states: there is no layer {layer}"
                 )
         plan = plan._replace(layers=[layer % len(states) for layer in config.layers], interpolate=resized)
+        levels = alike(plan.levels(model, pixels))
         plan, features = plan.shortest(model, pixels)
         grid = features.grids[0]
         patch = _patch(vision)
@@ -99,6 +100,7 @@ class HfEncoder(VisionEncoder):
             mean=tuple(images.get("image_mean", (0.5, 0.5, 0.5))),
             std=tuple(images.get("image_std", (0.5, 0.5, 0.5))),
             prefix=0 if features.prefix_CPD is None else features.prefix_CPD.shape[1],
+            levels=levels,
             architecture=plan._asdict(),
         )
 
@@ -159,10 +161,13 @@ class _Plan(NamedTuple):
         return model
 
     def features(self, model: PreTrainedModel, pixels_C3HW: Tensor) -> Features:
+        return join(self.levels(model, pixels_C3HW))
+
+    def levels(self, model: PreTrainedModel, pixels_C3HW: Tensor) -> list[Level]:
         out = model(pixels_C3HW, output_hidden_states=bool(self.layers), **_interpolate(self.interpolate))
         states = [out.hidden_states[layer] for layer in self.layers] or [out.last_hidden_state]
         patch, side = _patch(model.config), pixels_C3HW.shape[-1]
-        return join([_level(state, patch, side) for state in states])
+        return [_level(state, patch, side) for state in states]
 
     def shortest(self, model: PreTrainedModel, pixels_C3HW: Tensor) -> tuple["_Plan", Features]:
         """The plan without blocks behind the last layer, if its features depend on the same parameters as before."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from beni.config import PartConfig
 from beni.errors import ConfigError
 from beni.interfaces import Provenance, VisionEncoder
-from beni.nn.levels import Level, cut, intermediates, join, norm_matters
+from beni.nn.levels import Level, alike, cut, intermediates, join, norm_matters
 from beni.nn.unused import drop_unused_children, unused_parameters, with_zero_gradients
 from beni.types import EncoderSpec, Features, Size
 from beni.weights import find_weights, sha256, take_weights
@@ -83,7 +83,8 @@ class OpenClipEncoder(VisionEncoder):
                 raise ConfigError(
                     f"open_clip model '{config.model}' has no norm for layers {config.layers}: leave 'post_norm' off"
                 )
-            features = join(_levels(tower, pixels, layers, config.post_norm))
+            levels = _levels(tower, pixels, layers, config.post_norm)
+            features = join(levels)
         except (AttributeError, AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"encoder 'open_clip:{config.model}' gives no layers {config.layers}"
@@ -102,6 +103,7 @@ class OpenClipEncoder(VisionEncoder):
             prefix=0 if features.prefix_CPD is None else features.prefix_CPD.shape[1],
             resample=images["interpolation"] if images["interpolation"] in ("bilinear", "bicubic") else "bicubic",
             partial=height // stride != grid.rows,
+            levels=alike(levels),
             architecture=architecture | {"unused": unused_parameters(tower, features.tokens_ND)},
         )
 

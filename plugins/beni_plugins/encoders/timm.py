@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from beni.config import PartConfig
 from beni.errors import ConfigError
 from beni.interfaces import Provenance, VisionEncoder
-from beni.nn.levels import Level, cut, intermediates, join, norm_matters
+from beni.nn.levels import Level, alike, cut, intermediates, join, norm_matters
 from beni.nn.unused import unused_parameters, with_zero_gradients
 from beni.types import EncoderSpec, Features, Grid, Size
 from beni.weights import find_weights, load_weights, sha256
@@ -91,6 +91,7 @@ class TimmEncoder(VisionEncoder):
             if data["interpolation"] in ("bilinear", "bicubic", "lanczos")
             else "bicubic",
             partial=side // stride != grid.rows,
+            levels=alike(levels),
             architecture={"layers": layers, "unused": unused_parameters(model, features.tokens_ND)},
         )
 

@@ -4,7 +4,7 @@ Convolutions see edges and shapes long before a patch embedding of the same cost
 2106.14881), so the stem halves the image with 3×3 convolutions and residual blocks; pre-norm attention blocks follow;
 last, neighbouring tokens are merged, so that the language model reads few of them.
 
-Shapes: C crops, N tokens, D width.
+Shapes: C crops, L hidden states, N tokens, D width.
 """
 
 from collections.abc import Sequence
@@ -35,6 +35,9 @@ class TinyEncoderConfig(PartConfig):
     """Channels of the transformer and of the features."""
     layers: int = 2
     """Attention blocks."""
+    outputs: tuple[int, ...] = (-1,)
+    """Hidden states that are the features, joined by channel: 0 what enters the first attention block, -1 what leaves
+    the last one, which must be among them, -2 what leaves the last but one …"""
     heads: int = 4
     """Attention heads."""
     merge: int = 1
@@ -47,6 +50,12 @@ class TinyEncoderConfig(PartConfig):
             raise ConfigError(f"encoder 'tiny', option 'size': {self.size} is not divisible by {stride}; {near} is")
         if self.width % self.heads:
             raise ConfigError(f"encoder 'tiny': width {self.width} is not divisible by heads {self.heads}")
+        states = range(-self.layers - 1, self.layers + 1)
+        if not {-1, self.layers} & set(self.outputs) or not set(self.outputs) <= set(states):
+            raise ConfigError(
+                f"encoder 'tiny', option 'outputs': {self.outputs} must have the last block's, -1, and may have others "
+                f"of the {self.layers + 1} hidden states, counted from 0 or backwards from -1"
+            )
         if len(self.blocks) != len(self.stem):
             raise ConfigError(f"encoder 'tiny': {len(self.stem)} stem stages need {len(self.stem)} numbers of blocks")
 
@@ -85,7 +94,8 @@ class TinyEncoder(VisionEncoder):
         return EncoderSpec(
             size=Size(config.size, config.size),
             stride=config.stride,
-            width=config.width,
+            width=config.width * len(config.outputs),
+            levels=len(config.outputs),
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
             resample="bilinear",
@@ -94,11 +104,12 @@ class TinyEncoder(VisionEncoder):
     def forward(self, pixels_C3HW: Float[Tensor, "C 3 height width"]) -> Features:
         x_CND = rearrange(self.stem(pixels_C3HW.to(self.norm.weight.dtype)), "c d h w -> c (h w) d")
         x_CND = x_CND + self.position_ND
-        for block in self.layers:
-            x_CND = block(x_CND)
+        states = [x_CND, *(x_CND := block(x_CND) for block in self.layers)]
         grid, side = self.spec.grid(self.spec.size), self.config.merge
-        x_CND = rearrange(x_CND, "c (h p w q) d -> c (h w) (p q d)", h=grid.rows, w=grid.cols, p=side, q=side)
-        return Features(self.norm(self.merge(x_CND)).flatten(0, 1), (grid,) * len(x_CND))
+        x_CLND = torch.stack([states[index] for index in self.config.outputs], dim=1)
+        x_CLND = rearrange(x_CLND, "c l (h p w q) d -> c l (h w) (p q d)", h=grid.rows, w=grid.cols, p=side, q=side)
+        x_ND = rearrange(self.norm(self.merge(x_CLND)), "c l n d -> (c n) (l d)")
+        return Features(x_ND, (grid,) * len(x_CLND))
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.layers)

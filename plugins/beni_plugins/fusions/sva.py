@@ -28,8 +28,9 @@ from beni.interfaces import (
     VisualSpec,
     spell_blocks,
 )
-from beni.nn.aggregator import SpatialAggregator
+from beni.nn.aggregator import SEPARATE, SpatialAggregator
 from beni.types import Grid, ImageLayout
+from beni.weights import renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,14 @@ class Aggregation(Fusion):
     def inserts(self) -> Mapping[int, Insert]:
         return {int(index): Insert(block, before=False) for index, block in self.layers.items()}
 
+    def convert_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cambrian-1's `vision_sampler_layers`, which are numbered without regard to the layers they follow."""
+        rules = {}
+        for index, layer in enumerate(self.layers):
+            rules[rf"vision_sampler_layers\.{index}\.{SEPARATE}"] = rf"layers.{layer}.sampler.\1.\2"
+            rules[rf"vision_sampler_layers\.{index}\.(.+)"] = rf"layers.{layer}.sampler.\1"
+        return renamed(state, rules)
+
     @classmethod
     def check(cls, config: Any, llm: LLMSpec, visual: VisualSpec) -> None:
         if not config.behind(llm.layers):
@@ -107,5 +116,5 @@ class Aggregator(nn.Module):
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], context: FusionContext) -> Float[Tensor, "B T D"]:
         assert context.windows is not None
-        at = context.at_V // x_BTD.shape[1], context.at_V % x_BTD.shape[1]
+        at = context.places(x_BTD.shape[1])
         return x_BTD.index_put(at, self.sampler(x_BTD[at], context.windows))

@@ -8,7 +8,8 @@ of the first image read images that come later when it attends to all of them; h
 Shapes: B rows, T positions, D the LLM's width, M visual memory, E its width, H heads, G key heads, K head width.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +24,7 @@ from beni.nn.attention import cross_attention
 from beni.nn.blocks import GeluFeedForward, SwiGlu
 from beni.sample import IMAGE_MARK
 from beni.types import Grid, ImageLayout
+from beni.weights import renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class CrossAttentionConfig(FusionConfig):
     """Key and value heads, mllama only; divides `heads`. 8 in the reference."""
     head_width: int = 32
     """Channels per head; 64 in Flamingo, 128 in mllama."""
-    ff_multiple: int = 4
+    ff_multiple: float = 4.0
     """Width of the feed-forward in multiples of the LLM's width; 3.5 in mllama."""
 
     new_tokens: ClassVar[tuple[str, ...]] = (IMAGE_MARK,)
@@ -94,6 +96,10 @@ class CrossAttention(Fusion):
     def inserts(self) -> Mapping[int, Insert]:
         return {int(index): Insert(block) for index, block in self.layers.items()}
 
+    def convert_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """OpenFlamingo's blocks, or the cross-attention layers of transformers' Mllama."""
+        return renamed(state, FLAMINGO if self.config.variant == "flamingo" else mllama_names(state))
+
     @classmethod
     def check(cls, config: Any, llm: LLMSpec, visual: VisualSpec) -> None:
         if not config.layers and config.every > llm.layers:
@@ -106,6 +112,26 @@ class CrossAttention(Fusion):
                 f"fusion 'xattn' wants a block before layer {max(config.layers)}, but the LLM's {llm.layers} layers "
                 f"are numbered 0 to {llm.layers - 1}: change --fusion.layers"
             )
+
+
+FLAMINGO = {
+    rf"{block}\.{inside}(.+)": r"layers.\1.\2"
+    for block in (r"gated_cross_attn_layers\.(\d+)", r"(\d+)\.gated_cross_attn_layer")
+    for inside in (r"attn\.", "")
+}
+"""OpenFlamingo's names, of blocks by themselves and of blocks in decoder layers; attention is a module of its own."""
+
+
+def mllama_names(names: Iterable[str]) -> dict[str, str]:
+    """Mllama's names: its cross-attention layers count among all of its layers, here they stand before other layers."""
+    found = (re.fullmatch(r"(?:.*\.)?layers\.(\d+)\.cross_attn\..+", name) for name in names)
+    rules = {}
+    for before, index in enumerate(sorted({int(match[1]) for match in found if match})):
+        theirs, ours = rf"layers\.{index}\.", f"layers.{index - before}."
+        rules[rf"{theirs}cross_attn_attn_gate"] = f"{ours}attn_gate"
+        rules[rf"{theirs}cross_attn_mlp_gate"] = f"{ours}ff_gate"
+        rules[rf"{theirs}(?:cross_attn\.)?(.+)"] = rf"{ours}\1"
+    return rules
 
 
 class FlamingoBlock(nn.Module):
@@ -150,7 +176,7 @@ class MllamaBlock(nn.Module):
         self.k_norm = nn.RMSNorm(config.head_width, eps=self.EPS)
         self.attn_gate = nn.Parameter(torch.zeros(1))
         self.post_attention_layernorm = nn.RMSNorm(width, eps=self.EPS)
-        self.mlp = SwiGlu(width, config.ff_multiple * width, width)
+        self.mlp = SwiGlu(width, int(config.ff_multiple * width), width)
         self.ff_gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], context: FusionContext) -> Float[Tensor, "B T D"]:

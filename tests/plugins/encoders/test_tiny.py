@@ -20,7 +20,10 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, SMALL, SMALL | {"merge": 1}, SMALL | {"layers": 0}])
+DEEP = SMALL | {"layers": 2, "outputs": (0, -2, 2)}
+
+
+@pytest.mark.parametrize("options", [{}, SMALL, SMALL | {"merge": 1}, SMALL | {"layers": 0}, DEEP])
 def test_keeps_what_it_describes(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     config = TinyEncoderConfig(**options)
@@ -35,11 +38,29 @@ def test_keeps_what_it_describes(options: dict[str, Any]) -> None:
         (SMALL | {"size": 60}, r"60 is not divisible by 8; 64 is"),
         (SMALL | {"heads": 5}, "not divisible by heads 5"),
         (SMALL | {"blocks": (1,)}, "2 numbers of blocks"),
+        (SMALL | {"outputs": (0,)}, r"must have the last block's, -1"),
+        (SMALL | {"outputs": (-3, -1)}, "of the 2 hidden states"),
+        (SMALL | {"outputs": ()}, "outputs"),
     ],
 )
 def test_sizes_that_do_not_fit(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         TinyEncoderConfig(**options)
+
+
+def test_outputs_are_hidden_states_side_by_side() -> None:
+    torch.manual_seed(0)
+    encoder = TinyEncoder(config := TinyEncoderConfig(**DEEP), TinyEncoder.describe(TinyEncoderConfig(**DEEP))).eval()
+    assert (encoder.spec.levels, encoder.spec.width) == (3, 3 * config.width)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        levels = encoder(pixels).split(3)
+        for index, level in zip((0, 1, 2), levels, strict=True):
+            alone = TinyEncoderConfig(**DEEP | {"outputs": (-1,)})
+            single = TinyEncoder(alone, TinyEncoder.describe(alone)).eval()
+            single.load_state_dict(encoder.state_dict())
+            single.layers = encoder.layers[:index]
+            torch.testing.assert_close(single(pixels).tokens_ND, level.tokens_ND)
 
 
 def test_merged_tokens_hold_neighbours() -> None:
