@@ -23,7 +23,7 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
-class StartConfig(PartConfig):
+class LoadableConfig(PartConfig):
     """Options of a part that may start from weights."""
 
     weights: str = field(default="none", kw_only=True)
@@ -31,8 +31,8 @@ class StartConfig(PartConfig):
     beni's own or those of the published model."""
 
 
-class Startable(nn.Module):
-    """A part whose `Config` derives from `StartConfig`."""
+class Loadable(nn.Module):
+    """A part whose `Config` derives from `LoadableConfig`."""
 
     config: Any
 

@@ -1,6 +1,7 @@
 """Weight files from folders and PyPI packages, without running anything found in them."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from beni.errors import ConfigError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+INDEX = ".index.json"
+"""How the name of a file ends that lists the files of a network too large for one."""
 INSIDE = ("state_dict", "model_state_dict", "model")
 """Where training checkpoints hold the weights."""
 
@@ -36,7 +39,8 @@ def package_file(package: str, suffixes: tuple[str, ...]) -> Path:
 def find_weights(reference: str) -> Path:
     """A weight file named by a path, by a folder that holds it, or by `package:NAME`.
 
-    Of a folder that holds a network in several formats, the safest is taken: the first of `SUFFIXES` that it has.
+    Of a folder that holds a network in several formats, the safest is taken: the first of `SUFFIXES` that it has. For a
+    network in several files it is their index.
 
     Raises:
         ConfigError: there is no such file, or a folder holds several of one format.
@@ -46,19 +50,46 @@ def find_weights(reference: str) -> Path:
         return package_file(name, SUFFIXES)
     path = Path(reference)
     if reference and path.is_dir():
-        found = next(filter(None, ([*path.glob(f"*{suffix}")] for suffix in SUFFIXES)), [])
+        patterns = [f"*{suffix}{index}" for suffix in SUFFIXES for index in (INDEX, "")]
+        found = next(filter(None, ([*path.glob(pattern)] for pattern in patterns)), [])
         if len(found) != 1:
             raise ConfigError(f"weights '{reference}': {len(found)} weight files are in the folder: name one")
         return found[0]
-    if not path.is_file() or path.suffix not in SUFFIXES:
+    if not path.is_file() or not path.name.endswith((*SUFFIXES, INDEX)):
         raise ConfigError(
             f"weights '{reference}': not a file with {', '.join(SUFFIXES)}, not a folder with one, and not package:NAME"
         )
     return path
 
 
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or those that an index lists.
+
+    Raises:
+        ConfigError: an index that is none, or names files that are not there.
+    """
+    if not path.name.endswith(INDEX):
+        return [path]
+    try:
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"weights {path} are no index: it needs a table weight_map of tensors and files") from error
+    if missing := [name for name in names if not (path.parent / name).is_file()]:
+        raise ConfigError(f"weights {path} name {len(missing)} files that are not beside it, first {missing[0]}")
+    return [path.parent / name for name in names]
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors or torch file; torch files are read by the weights-only loader.
+    """Tensors of a safetensors or torch file, or of all files of an index.
+
+    Raises:
+        ConfigError: a file is damaged or is not a state dict.
+    """
+    return {name: tensor for file in files_of(path) for name, tensor in _read_file(file).items()}
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """Tensors of one file; torch files are read by the weights-only loader.
 
     Of a training checkpoint, what stands under `state_dict`, `model_state_dict` or `model`.
 
@@ -146,6 +177,9 @@ def renamed(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, 
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content."""
+    """Of a file's content; for an index, of the lines `sha256  name` of the files that it lists."""
+    if path.name.endswith(INDEX):
+        lines = "".join(f"{sha256(file)}  {file.name}\n" for file in files_of(path))
+        return hashlib.sha256(lines.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

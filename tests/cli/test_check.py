@@ -133,3 +133,8 @@ def test_checks_that_start_processes_can_be_told() -> None:
 
     spawning = [name for name in checks(ConnectorConformance) if hasattr(getattr(ConnectorConformance, name), "spawns")]
     assert len(spawning) == 2 and all("processes" in name for name in spawning)
+
+
+def test_options_that_the_small_model_cannot_have_are_a_mistake_not_a_failed_check() -> None:
+    said = str(code_of("check", "fusion", "xattn", "--fusion.every", "4"))
+    assert re.search(r"refuses the small model .* 3 layers: .*--fusion\.every", said)

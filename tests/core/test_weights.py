@@ -1,5 +1,6 @@
 """Weight files: read safely, loaded by name or by order, refused with the first tensor that does not fit."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from beni.errors import ConfigError
-from beni.weights import find_weights, load_weights, package_file, read_state_dict, take_weights
+from beni.weights import find_weights, load_weights, package_file, read_state_dict, sha256, take_weights
 
 
 def test_by_name_and_by_order(tmp_path: Path) -> None:
@@ -97,3 +98,26 @@ def test_a_part_is_taken_out_of_a_training_checkpoint(tmp_path: Path) -> None:
         take_weights(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 2)), path)
     with pytest.raises(ConfigError, match=r"do not fit Sequential: \d tensors, first '.*0\.weight'"):
         take_weights(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)), path)
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    """As transformers saves large models: a folder is known by its index, whose hash is that of all files."""
+    torch.manual_seed(0)
+    source, part = nn.Linear(3, 2), nn.Linear(3, 2)
+    files = {"weight": "model-1.safetensors", "bias": "model-2.safetensors"}
+    for name, file in files.items():
+        save_file({f"net.{name}": source.state_dict()[name]}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"net.{name}": file for name, file in files.items()}}))
+    assert find_weights(str(tmp_path)) == find_weights(str(index)) == index
+    take_weights(part, index)
+    assert all(torch.equal(a, b) for a, b in zip(part.parameters(), source.parameters(), strict=True))
+    before = sha256(index)
+    save_file({"net.bias": torch.zeros(2)}, tmp_path / "model-2.safetensors")
+    assert sha256(index) != before
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"1 files that are not beside it, first model-2\.safetensors"):
+        read_state_dict(index)
+    index.write_text("{}")
+    with pytest.raises(ConfigError, match="weight_map"):
+        read_state_dict(index)

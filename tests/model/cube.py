@@ -23,6 +23,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 KINDS = ("connector", "fusion", "view")
 SMALL: dict[str, dict[str, Any]] = {
     "connector perceiver": {"num_latents": 4, "depth": 1, "heads": 2, "head_width": 8},
+    "connector qformer": {"num_queries": 4, "width": 16, "heads": 2},
+    "connector cabstractor": {"side": 2, "width": 16},
     "connector sva": {"sides": [2], "width": 16, "heads": 2, "depth": 1},
     "connector dragonfly": {"pool": 2},
     "fusion xattn": {"heads": 2, "head_width": 8},

@@ -35,7 +35,13 @@ def check(arguments: Sequence[str], program: str) -> None:
     _quiet()
     started = time.perf_counter()
     found = {"ok": 0, "failed": 0, "skipped": 0}
-    for outcome in run_all(suite_for(kind, part.plugin.reference, to_dict(part.config))):
+    suite = suite_for(kind, part.plugin.reference, to_dict(part.config))
+    if refusal := suite.refusal():
+        raise ConfigError(
+            f"{kind} '{part.plugin.name}' refuses the small model that it is checked in, so choose options for one with "
+            f"a grid of 4x4 and 3 layers: {refusal}"
+        )
+    for outcome in run_all(suite):
         found[outcome.status] += 1
         print(f"{outcome.status:<8} {outcome.check}{outcome.reason and f': {outcome.reason}'}", flush=True)
     counted = ", ".join(f"{count} {status}" for status, count in found.items() if count)

@@ -94,6 +94,10 @@ def features_as_described(encoder: VisionEncoder) -> Features:
     found = None if features.prefix_CPD is None else tuple(features.prefix_CPD.shape)
     prefix = (2, spec.prefix, spec.width) if spec.prefix else None
     require(found == prefix, f"two crops have a prefix of shape {found}, `describe` says {prefix}")
+    require(
+        spec.levels >= 1 and spec.width % spec.levels == 0,
+        f"`describe` says {spec.levels} layers of equal width in {spec.width} channels",
+    )
     blocks = encoder.blocks()
     require(len({id(block) for block in blocks}) == len(blocks), "`blocks()` names a module twice")
     return features

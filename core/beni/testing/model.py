@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from beni.data.batch import pack
 from beni.data.document import Document
+from beni.errors import ConfigError, IncompatiblePartsError
 from beni.model.build import Built
 from beni.sample import Sample
 from beni.testing.sharded import Compared, compare
@@ -42,6 +43,16 @@ class ModelConformance(Conformance):
         table = cls.chosen().to_dict()
         own = {"encoders": {"main": table}} if cls.kind == "encoder" else {cls.kind: table}
         return {"batch": ROW, **cls.neighbours(), **cls.surroundings, **own}
+
+    @classmethod
+    def refusal(cls) -> str:
+        try:
+            _built(cls)  # type: ignore[arg-type]
+        except (ConfigError, IncompatiblePartsError) as error:
+            return str(error)
+        except Exception:  # noqa: BLE001  # whatever else a part raises is for its checks to tell
+            return ""
+        return ""
 
     @classmethod
     def module(cls, built: Built) -> nn.Module | None:

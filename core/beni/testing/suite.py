@@ -51,6 +51,11 @@ class Conformance:
         """
         return _chosen(cls)  # type: ignore[arg-type]  # mypy takes metaclasses for unhashable
 
+    @classmethod
+    def refusal(cls) -> str:
+        """Why the part refuses, with these options, what it is checked in; empty where it does not."""
+        return ""
+
     def test_options_survive_json(self) -> None:
         config = self.chosen().config
         require(

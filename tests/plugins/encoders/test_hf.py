@@ -184,6 +184,8 @@ def test_layers_side_by_side(published: tuple[str, Path, PreTrainedModel], layer
     expected = join([level(state, encoder.spec.prefix) for state in chosen])
     assert torch.equal(features.tokens_ND, expected.tokens_ND)
     assert encoder.spec.width == features.tokens_ND.shape[1]
+    alike = len({level(state, encoder.spec.prefix).map_CDRS.shape[1] for state in chosen}) == 1
+    assert encoder.spec.levels == (len(chosen) if alike else 1)
     assert_keeps_promises(encoder)
 
 

@@ -77,6 +77,8 @@ def test_keeps_what_it_describes(published: tuple[str, Path, Any]) -> None:
     _, grid, width, prefix = TOWERS[kind]
     for layers in ((-1,), (-2,), (0, -1)):
         encoder = load(folder, layers=layers)
+        widths = {load(folder, layers=(layer,)).spec.width for layer in layers}
+        assert encoder.spec.levels == (len(layers) if len(widths) == 1 else 1)
         encoder.requires_grad_(True)  # as whoever trains it does, of positions that open_clip keeps fixed, too
         assert_keeps_promises(encoder)
     spec = load(folder).spec

@@ -183,6 +183,7 @@ def test_layers_side_by_side(model: str) -> None:
     side = max(output.shape[-1] for output in chosen)
     sized = [out if out.shape[-1] == side else F.interpolate(out, (side, side), mode="bilinear") for out in chosen]
     assert torch.equal(features.tokens_ND, torch.cat(sized, dim=1).permute(0, 2, 3, 1).flatten(0, 2))
+    assert made.spec.levels == (len(layers) if len({out.shape[1] for out in chosen}) == 1 else 1)
     assert made.spec.stride == options["size"] // side and made.spec.prefix == getattr(
         published, "num_prefix_tokens", 0
     )

@@ -8,7 +8,6 @@ import torch
 
 from beni.errors import ConfigError
 from beni.interfaces import FusionContext, LLMSpec, VisualSpec
-from beni.nn.blocks import SwiGlu
 from beni.nn.plan import plan_cross
 from beni_plugins.fusions.xattn import CrossAttention, CrossAttentionConfig, FlamingoBlock, MllamaBlock
 from tests.golden.reference import assert_numbers, det, fill, golden, load_reference
@@ -71,8 +70,7 @@ MLLAMA: dict[str, Any] = {"variant": "mllama", "heads": 4, "kv_heads": 2}
 
 def test_mllama_numbers() -> None:
     """Two images of two tiles, of which the second has only one; the first token sees none (Meta's rule)."""
-    block = MllamaBlock(CrossAttentionConfig(**MLLAMA, head_width=4), 16, 16)
-    block.mlp = SwiGlu(16, 24, 16)
+    block = MllamaBlock(CrossAttentionConfig(**MLLAMA, head_width=4, ff_multiple=1.5), 16, 16)
     fill(block, mllama_name)
     context = reading(det((1, 12, 16), 62)[0], [(0, 5)], [(0, 0), (0, 6), (0, 6), (6, 9), (6, 9)])
     assert_numbers(
@@ -80,6 +78,38 @@ def test_mllama_numbers() -> None:
         -2.4354376726,
         485.3164574145,
         [-0.3789811885, -0.4999718431, -0.3858179276, -0.0902078122],
+        [6.8957945622, 3.8378837283],
+        rtol=1e-6,  # the reference's norms compute in float32
+    )
+
+
+def test_where_the_references_differ() -> None:
+    """Only text that sees no image: both give it the mean of all values, those of images behind it too."""
+    flamingo = fill(FlamingoBlock(CrossAttentionConfig(heads=2, head_width=4, ff_multiple=2), 8, 6), reference_name)
+    media, x_BTD = det((1, 2, 3, 6), 54), det((1, 6, 8), 53)
+    spans = [(0, 0), (0, 3), (0, 3), (0, 3), (0, 6), (0, 6)]
+    out_BTD = flamingo(x_BTD, reading(media.flatten(0, 2), [(0, 6)], spans))
+    values_MV = flamingo.to_kv(media.flatten(0, 2)).chunk(2, dim=-1)[1]  # type: ignore[operator]
+    first_D = x_BTD[0, 0] + flamingo.attn_gate.tanh() * flamingo.to_out(values_MV.mean(0))  # type: ignore[operator]
+    out_BTD[0, 0] = first_D + flamingo.ff_gate.tanh() * flamingo.ff(first_D)  # type: ignore[operator]
+    assert_numbers(
+        out_BTD,
+        91.0514989704,
+        606.8628185851,
+        [-1.2572168414, -3.7447576943, 0.0408926473, 4.2995289973],
+        [26.9681452095, 12.3553931435],
+    )
+    mllama = MllamaBlock(CrossAttentionConfig(**MLLAMA, head_width=4, ff_multiple=1.5), 16, 16)
+    fill(mllama, mllama_name)
+    memory_MD, x_BTD = det((1, 12, 16), 62)[0], det((1, 5, 16), 61)
+    out_BTD = mllama(x_BTD, reading(memory_MD, [(0, 5)], [(0, 0), (0, 6), (0, 6), (6, 9), (6, 9)]))
+    mean_GK = mllama.v_proj(memory_MD).mean(0).view(2, 4).repeat_interleave(2, dim=0)  # of 2 heads, each for 2 of 4
+    out_BTD[0, 0] = x_BTD[0, 0] + mllama.attn_gate.tanh() * mllama.o_proj(mean_GK.flatten())
+    assert_numbers(
+        out_BTD,
+        -1.4357440408,
+        490.5417046733,
+        [-0.4919231899, 0.4242335141, 0.1023604392, -0.8162080037],
         [6.8957945622, 3.8378837283],
         rtol=1e-6,  # the reference's norms compute in float32
     )

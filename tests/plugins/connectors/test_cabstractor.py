@@ -1,0 +1,42 @@
+"""The C-Abstractor keeps places: what lies in a corner of a crop becomes tokens of that corner."""
+
+import pytest
+import torch
+
+from beni.errors import ConfigError, GridError
+from beni.types import Features, Grid
+from beni_plugins.connectors.cabstractor import CAbstractor, CAbstractorConfig
+from tests.plugins.specs import spec
+
+
+def connector(**options: int) -> CAbstractor:
+    torch.manual_seed(0)
+    return CAbstractor(CAbstractorConfig(width=8, **options), {"main": spec(6)}, 12).eval()
+
+
+@pytest.mark.parametrize("grid", [Grid(8, 8), Grid(4, 12), Grid(9, 5)])
+def test_a_corner_stays_in_its_corner(grid: Grid) -> None:
+    part, x_ND = connector(side=4), torch.randn(2 * grid.count, 6)
+    changed = x_ND.clone()
+    changed[0] += 3.0  # the first token of the first crop
+    with torch.no_grad():
+        before, after = (part.project(Features(x, (grid, grid))).view(2, 4, 4, 12) for x in (x_ND, changed))
+    change = (after - before).norm(dim=-1)
+    assert not change[1].any(), "crops do not mix"
+    assert divmod(int(change[0].argmax()), 4) == (0, 0)
+    assert change[0, 0, 0] > 3 * change[0, 3, 3], "squeeze-and-excitation alone reaches the other corner"
+
+
+def test_blocks_before_and_behind_the_pooling() -> None:
+    """Written out with plain convolutions' weights at zero: the residual path, pooled, then the linear layers."""
+    part = connector(side=2, depth=2)
+    assert [len(list(stage.children())) for stage in (part.net[0], part.net[2])] == [2, 2]
+    assert [type(layer).__name__ for layer in part.readout] == ["Linear", "SiLU", "Linear"]
+    assert part.config.out_grid(Grid(7, 9)) == Grid(2, 2)
+
+
+def test_refusals() -> None:
+    with pytest.raises(GridError, match=r"pools to 4x4 .* grid of 3x8; 4x8 would do, or a smaller --connector\.side"):
+        CAbstractorConfig().out_grid(Grid(3, 8))
+    with pytest.raises(ConfigError, match=r"--connector\.mlp-depth"):
+        CAbstractorConfig(mlp_depth=0)
