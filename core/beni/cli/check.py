@@ -38,7 +38,7 @@ def check(arguments: Sequence[str], program: str) -> None:
     suite = suite_for(kind, part.plugin.reference, to_dict(part.config))
     if refusal := suite.refusal():
         raise ConfigError(
-            f"{kind} '{part.plugin.name}' refuses the small model that it is checked in, so choose options for one with "
+            f"{kind} '{part.plugin.name}' refuses the small model that it is checked in; choose options for one with "
             f"a grid of 4x4 and 3 layers: {refusal}"
         )
     for outcome in run_all(suite):

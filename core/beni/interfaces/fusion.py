@@ -13,7 +13,6 @@ from beni.pretrained import Loadable, LoadableConfig
 from beni.sample import NEWLINE_MARK
 from beni.types import Grid, ImageLayout, Windows, count_of
 
-
 Newline = Literal["none", "row", "block"]
 """Where newlines stand in an image's form in the text, beside those that its view asks for."""
 

@@ -69,9 +69,7 @@ class CAbstractor(Connector):
         self.readout = nn.Sequential(*layers)
 
     def project(self, features: Features) -> Float[Tensor, "V out"]:
-        maps = [
-            self.net(rearrange(x_CND, "c (h w) d -> c d h w", h=grid.rows)) for grid, x_CND in features.runs()
-        ]
+        maps = [self.net(rearrange(x_CND, "c (h w) d -> c d h w", h=grid.rows)) for grid, x_CND in features.runs()]
         return self.readout(rearrange(torch.cat(maps), "c d h w -> (c h w) d"))
 
 

@@ -1,7 +1,7 @@
 """Q-Former (BLIP-2): learned queries read a crop through a BERT whose layers, every few, attend to the crop's tokens.
 
 Reference: Li et al. 2023, arXiv 2301.12597; salesforce/LAVIS, lavis/models/blip2_models/Qformer.py. The transformer is
-that of transformers (models/blip_2/modeling_blip_2.py, Blip2QFormerModel), without dropout. MiniGPT-4 uses the same one.
+that of transformers (models/blip_2/modeling_blip_2.py, Blip2QFormerModel), without dropout. MiniGPT-4 uses it, too.
 Both norm the encoder's tokens first (`ln_vision`), which here is the encoder's part: `--encoder.post-norm`, `norm`.
 
 Shapes: C crops, N tokens of a crop, Q queries, D width.
@@ -22,7 +22,7 @@ from beni.types import EncoderSpec, Features, Grid
 from beni.weights import renamed
 
 INIT_STD = 0.02
-"""Standard deviation of the queries at the start, as in LAVIS; transformers starts them at zero, where all are alike."""
+"""Standard deviation of the queries at the start, as in LAVIS; transformers starts them at zero, all alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +85,14 @@ class QFormer(Connector):
 
     def convert_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """BLIP-2 of transformers; LAVIS and MiniGPT-4, whose words and text layers are left alone."""
+        bert = r"Qformer\.bert\.encoder\.layer\.(\d+)"
         found = renamed(
             state,
             {
                 r"query_tokens": "query_QD",
                 r"Qformer\.bert\.embeddings\.LayerNorm\.(.+)": r"qformer.layernorm.\1",
-                r"Qformer\.bert\.(encoder\.layer\.\d+\.(?:cross)?attention)\.self\.(.+)": r"qformer.\1.attention.\2",
-                r"Qformer\.bert\.(encoder\.layer\.\d+\.(?:(?:cross)?attention\.)?(?:output|\w+_query)\..+)": r"qformer.\1",
+                rf"{bert}\.((?:cross)?attention)\.self\.(.+)": r"qformer.encoder.layer.\1.\2.attention.\3",
+                rf"{bert}\.((?:(?:cross)?attention\.)?(?:output|\w+_query)\..+)": r"qformer.encoder.layer.\1.\2",
                 r"qformer\.((?:layernorm|encoder)\..+)": r"qformer.\1",
                 r"(?:language_projection|(?:llama|opt|t5)_proj)\.(.+)": r"proj.\1",
             },

@@ -23,7 +23,7 @@ def test_a_corner_stays_in_its_corner(grid: Grid) -> None:
         before, after = (part.project(Features(x, (grid, grid))).view(2, 4, 4, 12) for x in (x_ND, changed))
     change = (after - before).norm(dim=-1)
     assert not change[1].any(), "crops do not mix"
-    assert divmod(int(change[0].argmax()), 4) == (0, 0)
+    assert max(divmod(int(change[0].argmax()), 4)) <= 1, "a window away at most"
     assert change[0, 0, 0] > 3 * change[0, 3, 3], "squeeze-and-excitation alone reaches the other corner"
 
 
@@ -36,7 +36,7 @@ def test_blocks_before_and_behind_the_pooling() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(GridError, match=r"pools to 4x4 .* grid of 3x8; 4x8 would do, or a smaller --connector\.side"):
+    with pytest.raises(GridError, match=r"pools to 4x4 tokens, more than a grid of 3x8 has; 4x8 would do, or a smaller --connector\.side"):
         CAbstractorConfig().out_grid(Grid(3, 8))
     with pytest.raises(ConfigError, match=r"--connector\.mlp-depth"):
         CAbstractorConfig(mlp_depth=0)
