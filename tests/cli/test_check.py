@@ -135,6 +135,9 @@ def test_checks_that_start_processes_can_be_told() -> None:
     assert len(spawning) == 2 and all("processes" in name for name in spawning)
 
 
-def test_options_that_the_small_model_cannot_have_are_a_mistake_not_a_failed_check() -> None:
-    said = str(code_of("check", "fusion", "xattn", "--fusion.every", "4"))
+def test_options_that_the_small_model_cannot_have_are_a_mistake_not_a_failed_check(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert code_of("check", "fusion", "xattn", "--fusion.every", "4") == 2
+    said = capsys.readouterr().err
     assert re.search(r"refuses the small model .* 3 layers: .*--fusion\.every", said)

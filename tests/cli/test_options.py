@@ -161,13 +161,13 @@ MISTAKES = {
     "--connector dragonfly --connector.inner": "--connector.inner needs a value",
     "--connector dragonfly --connector.inner percever": "unknown connector 'percever': did you mean perceiver?",
     "--connector dragonfly --connector.inner.num-latents 4": "unknown option --connector.inner.num-latents: "
-    "connector.inner 'mlp' has --connector.inner.kind",
+    "connector.inner 'mlp' has --connector.inner.weights, --connector.inner.kind",
     "--connector dragonfly --connector.inner.knid linear": "unknown option --connector.inner.knid: did you mean "
     "--connector.inner.kind?",
     "--connector dragonfly --connector.iner mlp": "unknown option --connector.iner: did you mean --connector.inner?",
     "--connector dragonfly --connector.inner.kind round": "connector 'mlp', option 'kind': 'round' is none of",
     "--connector dragonfly --connector.pool 0": "connector 'dragonfly': --connector.pool must be at least 1",
-    "--connector.inner perceiver": "unknown option --connector.inner: connector 'mlp' has --connector.kind",
+    "--connector.inner perceiver": "unknown option --connector.inner: connector 'mlp' has --connector.weights, --connector.kind",
     "--out": "--out needs a value",
     "--llm nosuch": "unknown llm 'nosuch': installed: hf, smollm2, tiny; a Hugging Face model is written owner/name",
     "--optim.stepz 10": "unknown option --optim.stepz: did you mean --steps?",
