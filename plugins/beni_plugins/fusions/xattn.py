@@ -2,7 +2,7 @@
 
 References: `flamingo` mlfoundations/open_flamingo, open_flamingo/src/helpers.py (GatedCrossAttentionBlock); `mllama`
 transformers, models/mllama/modeling_mllama.py (MllamaCrossAttentionDecoderLayer), with Meta's rule that text which sees
-no image gets nothing from the attention (transformers gives it the mean of all values). OpenFlamingo lets text in front
+no image gets nothing from the attention (transformers lets it attend to all images). OpenFlamingo lets text in front
 of the first image read images that come later when it attends to all of them; here it reads nothing.
 
 Shapes: B rows, T positions, D the LLM's width, M visual memory, E its width, H heads, G key heads, K head width.

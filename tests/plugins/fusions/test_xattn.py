@@ -84,7 +84,8 @@ def test_mllama_numbers() -> None:
 
 
 def test_where_the_references_differ() -> None:
-    """Only text that sees no image: both give it the mean of all values, those of images behind it too."""
+    """Only text that sees no image: OpenFlamingo gives it the mean of all values, transformers' Mllama lets it attend to
+    everything, in both those of images behind it too."""
     flamingo = fill(FlamingoBlock(CrossAttentionConfig(heads=2, head_width=4, ff_multiple=2), 8, 6), reference_name)
     media, x_BTD = det((1, 2, 3, 6), 54), det((1, 6, 8), 53)
     spans = [(0, 0), (0, 3), (0, 3), (0, 3), (0, 6), (0, 6)]
@@ -102,9 +103,10 @@ def test_where_the_references_differ() -> None:
     mllama = MllamaBlock(CrossAttentionConfig(**MLLAMA, head_width=4, ff_multiple=1.5), 16, 16)
     fill(mllama, mllama_name)
     memory_MD, x_BTD = det((1, 12, 16), 62)[0], det((1, 5, 16), 61)
-    out_BTD = mllama(x_BTD, reading(memory_MD, [(0, 5)], [(0, 0), (0, 6), (0, 6), (6, 9), (6, 9)]))
-    mean_GK = mllama.v_proj(memory_MD).mean(0).view(2, 4).repeat_interleave(2, dim=0)  # of 2 heads, each for 2 of 4
-    out_BTD[0, 0] = x_BTD[0, 0] + mllama.attn_gate.tanh() * mllama.o_proj(mean_GK.flatten())
+    spans = [(0, 0), (0, 6), (0, 6), (6, 9), (6, 9)]
+    out_BTD = mllama(x_BTD, reading(memory_MD, [(0, 5)], spans))
+    mllama.ff_gate.data.zero_()  # such text has no feed-forward in the reference, either
+    out_BTD[0, 0] = mllama(x_BTD, reading(memory_MD, [(0, 5)], [(0, 12), *spans[1:]]))[0, 0]
     assert_numbers(
         out_BTD,
         -1.4357440408,
