@@ -167,7 +167,7 @@ MISTAKES = {
     "--connector dragonfly --connector.iner mlp": "unknown option --connector.iner: did you mean --connector.inner?",
     "--connector dragonfly --connector.inner.kind round": "connector 'mlp', option 'kind': 'round' is none of",
     "--connector dragonfly --connector.pool 0": "connector 'dragonfly': --connector.pool must be at least 1",
-    "--connector.inner perceiver": "unknown option --connector.inner: connector 'mlp' has --connector.weights, --connector.kind",
+    "--connector.inner perceiver": "unknown option --connector.inner: connector 'mlp' has --connector.",
     "--out": "--out needs a value",
     "--llm nosuch": "unknown llm 'nosuch': installed: hf, smollm2, tiny; a Hugging Face model is written owner/name",
     "--optim.stepz 10": "unknown option --optim.stepz: did you mean --steps?",

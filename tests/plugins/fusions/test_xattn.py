@@ -84,8 +84,8 @@ def test_mllama_numbers() -> None:
 
 
 def test_where_the_references_differ() -> None:
-    """Only text that sees no image: OpenFlamingo gives it the mean of all values, transformers' Mllama lets it attend to
-    everything, in both those of images behind it too."""
+    """Only text that sees no image: OpenFlamingo gives it the mean of all values, transformers' Mllama lets it attend,
+    in both to images behind it, too."""
     flamingo = fill(FlamingoBlock(CrossAttentionConfig(heads=2, head_width=4, ff_multiple=2), 8, 6), reference_name)
     media, x_BTD = det((1, 2, 3, 6), 54), det((1, 6, 8), 53)
     spans = [(0, 0), (0, 3), (0, 3), (0, 3), (0, 6), (0, 6)]
