@@ -1,12 +1,13 @@
 """Visual tokens and the language model: where they stand in the text, and what blocks inside it see of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from beni.errors import IncompatiblePartsError
 from beni.interfaces.connector import WindowSpec
 from beni.nn.plan import CrossPlan
 from beni.pretrained import Loadable, LoadableConfig
@@ -106,6 +107,23 @@ def spell_blocks(layout: ImageLayout, shapes: Sequence[Grid | int], newline: New
         else:
             text += [count_of(shape), NEWLINE_MARK] if newline == "block" else [count_of(shape)]
     return text
+
+
+@dataclass(frozen=True, slots=True)
+class InTextConfig(FusionConfig):
+    """Options of a fusion whose visual tokens take positions in the text."""
+
+    newline: Newline = field(default="none", kw_only=True)
+    """Learned newlines among the visual tokens. none: only those that the view asks for; row: behind every row of every
+    block that is a grid (Cambrian-1); block: behind every block (Dragonfly)."""
+
+    def spell(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> list[str | int]:
+        if self.newline == "row" and not any(isinstance(shape, Grid) for shape in shapes):
+            raise IncompatiblePartsError(
+                "the fusion wants a newline behind every row of visual tokens, but the connector's tokens have no "
+                "rows: use --fusion.newline block, or a connector that keeps a grid (mlp, concat)"
+            )
+        return spell_blocks(layout, shapes, self.newline)
 
 
 @dataclass(frozen=True)

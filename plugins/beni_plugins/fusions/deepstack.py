@@ -10,7 +10,7 @@ layer 1 and so on, as is the default here.
 Shapes: B rows, T positions, D the LLM's width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,36 +18,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from beni.errors import ConfigError
-from beni.interfaces import (
-    Fusion,
-    FusionConfig,
-    FusionContext,
-    Insert,
-    LLMSpec,
-    Newline,
-    VisualSpec,
-    spell_blocks,
-)
-from beni.types import Grid, ImageLayout
+from beni.interfaces import Fusion, FusionContext, Insert, InTextConfig, LLMSpec, VisualSpec
 
 
 @dataclass(frozen=True, slots=True)
-class DeepStackConfig(FusionConfig):
+class DeepStackConfig(InTextConfig):
     start: int = 0
     """The decoder layer behind which the first of the encoder's layers is added, counted from 0."""
     stride: int = 1
     """Each further one is added so many decoder layers later."""
-    newline: Newline = "none"
-    """Learned newlines among the visual tokens, as with inline fusion."""
 
     needs_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.stride < 1:
             raise ConfigError("fusion 'deepstack': --fusion.stride must be at least 1, start at least 0")
-
-    def spell(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> list[str | int]:
-        return spell_blocks(layout, shapes, self.newline)
 
     def behind(self, levels: int) -> range:
         """The decoder layers behind which so many of the encoder's layers are added."""

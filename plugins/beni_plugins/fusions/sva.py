@@ -10,7 +10,7 @@ where visual tokens reach nothing.
 Shapes: B rows, T positions, D the LLM's width, V visual tokens in the text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,23 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from beni.errors import ConfigError
-from beni.interfaces import (
-    Fusion,
-    FusionConfig,
-    FusionContext,
-    Insert,
-    LLMSpec,
-    Newline,
-    VisualSpec,
-    spell_blocks,
-)
+from beni.interfaces import Fusion, FusionContext, Insert, InTextConfig, LLMSpec, VisualSpec
 from beni.nn.aggregator import SEPARATE, SpatialAggregator
-from beni.types import Grid, ImageLayout
 from beni.weights import renamed
 
 
 @dataclass(frozen=True, slots=True)
-class AggregationConfig(FusionConfig):
+class AggregationConfig(InTextConfig):
     start: int = 0
     """The first decoder layer that has an aggregator behind it, counted from 0."""
     stride: int = 1
@@ -47,8 +37,6 @@ class AggregationConfig(FusionConfig):
     """Attention heads, a divisor of the connector's width; 16 in the reference."""
     depth: int = 1
     """Layers of an aggregator."""
-    newline: Newline = "none"
-    """Learned newlines among the visual tokens, as with inline fusion; row in the reference."""
 
     needs_windows: ClassVar[bool] = True
 
@@ -57,9 +45,6 @@ class AggregationConfig(FusionConfig):
             raise ConfigError(
                 "fusion 'sva': --fusion.stride, heads and depth must be at least 1, start and count at least 0"
             )
-
-    def spell(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> list[str | int]:
-        return spell_blocks(layout, shapes, self.newline)
 
     def behind(self, layers: int) -> range:
         """The decoder layers, of so many, that have an aggregator behind them."""

@@ -13,7 +13,7 @@ from beni.interfaces import FusionContext, LLMSpec, VisualSpec
 from beni.nn.plan import plan_cross
 from beni.types import Features, Grid
 from beni_plugins.fusions.deepstack import DeepStack, DeepStackConfig
-from tests.model.small import CONVERSATIONS, DEEPSTACK, ENCODER, INLINE, SELECTED, SEVERAL_LAYERS, make
+from tests.model.small import CONVERSATIONS, ENCODER, INLINE, SELECTED, SEVERAL_LAYERS, XATTN, make
 
 
 def test_equals_qwen3_vl() -> None:
@@ -97,7 +97,8 @@ def test_refusals() -> None:
         make("deepstack", **SELECTED)
     with pytest.raises(ConfigError, match=r"behind decoder layer 2, but of the LLM's 3, .* 1 is the last"):
         make("deepstack", fusion={"name": "deepstack", "start": 1})
+    with pytest.raises(IncompatiblePartsError, match=r"behind every row.*newline block"):
+        make("deepstack", connector=XATTN["connector"])
     with pytest.raises(ConfigError, match="stride"):
         DeepStackConfig(stride=0)
     assert make("deepstack", fusion=INLINE["fusion"]).model.connector.in_width == 3 * ENCODER["width"], "joined"
-    assert DEEPSTACK["encoders"]["main"]["outputs"] == [0, 1, -1]
