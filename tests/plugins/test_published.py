@@ -216,7 +216,8 @@ def test_equals_transformers_idefics3(tmp_path: Path) -> None:
 
 
 def test_equals_transformers_mllama(tmp_path: Path) -> None:
-    """Its layers 1 and 3 are cross-attention, before what is layer 1 and layer 2 of the language model alone."""
+    """Its layers 1 and 3 are cross-attention, before what is layer 1 and layer 2 of the language model alone; the
+    projector in front of them makes tokens of the language model's width, whatever the encoder's is."""
     config = MllamaTextConfig(
         hidden_size=16,
         intermediate_size=56,
@@ -231,10 +232,14 @@ def test_equals_transformers_mllama(tmp_path: Path) -> None:
     model: Any = drawn(MllamaTextModel(config))
     path = saved(tmp_path / "m.safetensors", under("model.language_model.", model.state_dict()))
     options: dict[str, Any] = {"variant": "mllama", "heads": 4, "kv_heads": 2, "head_width": 4, "ff_multiple": 3.5}
-    fusion = CrossAttention(
-        CrossAttentionConfig(layers=(1, 2), weights=path, **options), LLMSpec(16, 3), VisualSpec(16)
-    )
+    fusion_config, llm = CrossAttentionConfig(layers=(1, 2), weights=path, **options), LLMSpec(16, 3)
+    fusion = CrossAttention(fusion_config, llm, VisualSpec(fusion_config.visual_width(llm, 12)))
     fusion.load_pretrained()
+    projector = nn.Linear(12, 16)
+    path = saved(tmp_path / "p.safetensors", under("model.multi_modal_projector.", projector.state_dict()))
+    part = connector(Mlp, MlpConfig(kind="linear", weights=path), 12, fusion_config.visual_width(llm, 12))
+    part.load_pretrained()
+    assert torch.equal(part.layers[0].weight, projector.weight)  # type: ignore[index, union-attr]
     x_BTD, memory_BMD = torch.randn(2, 5, 16), torch.randn(2, 6, 16)
     context = reading(memory_BMD.flatten(0, 1), [(0, 5), (5, 10)], [(0, 6)] * 5 + [(6, 12)] * 5)
     for ours, index in ((1, 1), (2, 3)):

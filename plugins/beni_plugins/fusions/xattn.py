@@ -72,7 +72,8 @@ class CrossAttentionConfig(FusionConfig):
         return [IMAGE_MARK]
 
     def visual_width(self, llm: LLMSpec, encoder_width: int) -> int:
-        return encoder_width
+        """Flamingo reads visual tokens in the encoder's width, mllama has them projected to the LLM's."""
+        return encoder_width if self.variant == "flamingo" else llm.width
 
 
 class CrossAttention(Fusion):
