@@ -57,7 +57,7 @@ def find_weights(reference: str) -> Path:
         return found[0]
     if not path.is_file() or not path.name.endswith((*SUFFIXES, INDEX)):
         raise ConfigError(
-            f"weights '{reference}': not a file with {', '.join(SUFFIXES)}, not a folder with one, and not package:NAME"
+            f"weights '{reference}': not a file with {', '.join(SUFFIXES)} or {INDEX}, no folder with one, and not package:NAME"
         )
     return path
 
@@ -167,12 +167,22 @@ def renamed(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, 
     Args:
         state: tensors by name.
         rules: regular expressions, and what `re.Match.expand` makes of them; the first that matches counts.
+
+    Raises:
+        ConfigError: two tensors of the file that differ would get one name, so that chance would choose.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
+    source: dict[str, str] = {}
     for name, tensor in state.items():
         matches = ((re.fullmatch(rf"(?:.*\.)?{pattern}", name), new) for pattern, new in rules.items())
         if hit := next(((match, new) for match, new in matches if match), None):
-            found[hit[0].expand(hit[1])] = tensor
+            new = hit[0].expand(hit[1])
+            if new in found and not torch.equal(found[new], tensor):
+                raise ConfigError(
+                    f"weights hold '{source[new]}' and '{name}', which differ and are the same tensor of this part: "
+                    f"save the one that is meant to a file of its own"
+                )
+            found[new], source[new] = tensor, name
     return found
 
 

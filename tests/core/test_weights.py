@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from beni.errors import ConfigError
-from beni.weights import find_weights, load_weights, package_file, read_state_dict, sha256, take_weights
+from beni.weights import find_weights, load_weights, package_file, read_state_dict, renamed, sha256, take_weights
 
 
 def test_by_name_and_by_order(tmp_path: Path) -> None:
@@ -121,3 +121,12 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     index.write_text("{}")
     with pytest.raises(ConfigError, match="weight_map"):
         read_state_dict(index)
+
+
+def test_renamed_takes_what_matches_and_refuses_to_choose() -> None:
+    one, same, other = torch.ones(2), torch.ones(2), torch.zeros(2)
+    rules = {r"projector\.(\d+)\.weight": r"layers.\1"}
+    assert renamed({"a.projector.0.weight": one, "projectors.0.weight": other}, rules).keys() == {"layers.0"}
+    assert renamed({"a.projector.0.weight": one, "b.projector.0.weight": same}, rules)["layers.0"] is same
+    with pytest.raises(ConfigError, match=r"'a\.projector\.0\.weight' and 'b\.projector\.0\.weight', which differ"):
+        renamed({"a.projector.0.weight": one, "b.projector.0.weight": other}, rules)
