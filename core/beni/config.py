@@ -36,6 +36,17 @@ class PartConfig:
     """The option that `NAME:VALUE` sets (`timm:vit_tiny_patch16_224` sets `model`)."""
 
 
+def at_least_one(config: PartConfig, kind: str, part: str, *options: str) -> None:
+    """Refuse sizes and counts below 1, for a part's `__post_init__`.
+
+    Raises:
+        ConfigError: names the first such option as the command line spells it.
+    """
+    for option in options:
+        if getattr(config, option) < 1:
+            raise ConfigError(f"{kind} '{part}': --{kind}.{option.replace('_', '-')} must be at least 1")
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part that was chosen: the class and its options."""

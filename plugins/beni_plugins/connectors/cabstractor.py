@@ -18,7 +18,8 @@ from timm.layers import LayerNorm2d
 from timm.models.regnet import RegStage
 from torch import Tensor, nn
 
-from beni.errors import ConfigError, GridError
+from beni.config import at_least_one
+from beni.errors import GridError
 from beni.interfaces import Connector, ConnectorConfig
 from beni.types import EncoderSpec, Features, Grid
 
@@ -35,9 +36,7 @@ class CAbstractorConfig(ConnectorConfig):
     """Linear layers at the end, with SiLU between them; as in the reference."""
 
     def __post_init__(self) -> None:
-        for option in ("side", "width", "depth", "mlp_depth"):
-            if getattr(self, option) < 1:
-                raise ConfigError(f"connector 'cabstractor': --connector.{option.replace('_', '-')} must be at least 1")
+        at_least_one(self, "connector", "cabstractor", "side", "width", "depth", "mlp_depth")
 
     def out_grid(self, grid: Grid) -> Grid:
         if min(grid) < self.side:

@@ -23,8 +23,8 @@ from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.config import OfKind, Part, choose
-from beni.errors import ConfigError, GridError, IncompatiblePartsError, PluginError
+from beni.config import OfKind, Part, at_least_one, choose
+from beni.errors import GridError, IncompatiblePartsError, PluginError
 from beni.interfaces import Connector, ConnectorConfig, Provenance, View, load
 from beni.types import Box, Crop, EncoderSpec, Features, Grid, ImageLayout, Size, VisualTokens, count_of
 
@@ -56,9 +56,7 @@ class DragonflyConfig(ConnectorConfig):
     references; needs an inner connector that maps token by token."""
 
     def __post_init__(self) -> None:
-        for option in ("pool", "top_k"):
-            if getattr(self, option) < 1:
-                raise ConfigError(f"connector 'dragonfly': --connector.{option.replace('_', '-')} must be at least 1")
+        at_least_one(self, "connector", "dragonfly", "pool", "top_k")
 
     @property
     def selects(self) -> bool:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from beni.config import at_least_one
 from beni.errors import ConfigError
 from beni.interfaces import Connector, ConnectorConfig
 from beni.nn.blocks import GeluFeedForward, SwiGlu, attend
@@ -47,9 +48,9 @@ class PerceiverConfig(ConnectorConfig):
     """Hidden width of idefics2's modality projection; 0: four times the width the fusion wants."""
 
     def __post_init__(self) -> None:
-        for option in ("num_latents", "depth", "heads", "kv_heads", "head_width", "ff_multiple"):
-            if getattr(self, option) < 1:
-                raise ConfigError(f"connector 'perceiver': --connector.{option.replace('_', '-')} must be at least 1")
+        at_least_one(
+            self, "connector", "perceiver", "num_latents", "depth", "heads", "kv_heads", "head_width", "ff_multiple"
+        )
         if self.variant == "idefics2" and self.heads % self.kv_heads:
             raise ConfigError(
                 f"connector 'perceiver': --connector.kv-heads {self.kv_heads} does not divide heads {self.heads}"

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
+from beni.config import at_least_one
 from beni.errors import ConfigError
 from beni.interfaces import Connector, ConnectorConfig
 from beni.types import EncoderSpec, Features, Grid
@@ -41,9 +42,9 @@ class QFormerConfig(ConnectorConfig):
     """The first and then every n-th layer reads the crop; as in the reference."""
 
     def __post_init__(self) -> None:
-        for option in ("num_queries", "width", "depth", "heads", "ff_multiple", "cross_every"):
-            if getattr(self, option) < 1:
-                raise ConfigError(f"connector 'qformer': --connector.{option.replace('_', '-')} must be at least 1")
+        at_least_one(
+            self, "connector", "qformer", "num_queries", "width", "depth", "heads", "ff_multiple", "cross_every"
+        )
         if self.width % self.heads:
             raise ConfigError(f"connector 'qformer': heads {self.heads} do not divide --connector.width {self.width}")
 

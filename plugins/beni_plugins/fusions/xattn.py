@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from beni.config import at_least_one
 from beni.errors import ConfigError
 from beni.interfaces import Fusion, FusionConfig, FusionContext, Insert, LLMSpec, Reads, VisualSpec
 from beni.nn.attention import cross_attention
@@ -50,9 +51,7 @@ class CrossAttentionConfig(FusionConfig):
     new_tokens: ClassVar[tuple[str, ...]] = (IMAGE_MARK,)
 
     def __post_init__(self) -> None:
-        for option in ("every", "heads", "kv_heads", "head_width", "ff_multiple"):
-            if getattr(self, option) < 1:
-                raise ConfigError(f"fusion 'xattn': --fusion.{option.replace('_', '-')} must be at least 1")
+        at_least_one(self, "fusion", "xattn", "every", "heads", "kv_heads", "head_width", "ff_multiple")
         if self.variant == "mllama" and self.heads % self.kv_heads:
             raise ConfigError(f"fusion 'xattn': --fusion.kv-heads {self.kv_heads} does not divide heads {self.heads}")
         if len(set(self.layers)) < len(self.layers) or any(layer < 0 for layer in self.layers):
