@@ -57,7 +57,8 @@ def find_weights(reference: str) -> Path:
         return found[0]
     if not path.is_file() or not path.name.endswith((*SUFFIXES, INDEX)):
         raise ConfigError(
-            f"weights '{reference}': not a file with {', '.join(SUFFIXES)} or {INDEX}, no folder with one, and not package:NAME"
+            f"weights '{reference}': not a file with {', '.join(SUFFIXES)} or {INDEX}, no folder with one, and not "
+            f"package:NAME"
         )
     return path
 

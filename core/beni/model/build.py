@@ -152,8 +152,8 @@ def _check_levels(connector: Part, fusion: Part, encoders: Mapping[str, EncoderS
         shown = ", ".join(f"{key} {count}" for key, count in levels.items())
         raise IncompatiblePartsError(
             f"fusion '{fusion.plugin.name}' wants several layers of each encoder, of one width and equally many, these "
-            f"give: {shown}; choose them with --encoder.layers (tiny: --encoder.outputs), the last of which gives the "
-            f"visual tokens"
+            f"give: {shown}; name them in the encoder's option for layers (--encoder.layers or --encoder.outputs), the "
+            f"last of which gives the visual tokens"
         )
     if connector.config.selects:  # type: ignore[attr-defined]
         raise IncompatiblePartsError(
