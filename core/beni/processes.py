@@ -1,5 +1,6 @@
 """This process among the others: one on a CPU, several over gloo, one or many GPUs."""
 
+import ctypes
 import gc
 import os
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from beni.errors import ConfigError
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for another before it gives up."""
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""glibc's numbers for `mallopt` (malloc.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ def processes(options: RunOptions) -> Iterator[Processes]:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     needs_fsdp = world > 1 or dtype is not torch.float32
     started = needs_fsdp and not dist.is_initialized()
     if started:
@@ -85,6 +91,20 @@ def processes(options: RunOptions) -> Iterator[Processes]:
         if started:
             dist.destroy_process_group()
             _end_threads(mesh)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse freed memory instead of handing it back to the kernel, from here on and in forked workers.
+
+    Without this every large tensor is mapped anew, and writing to it faults page by page: a quarter of the time of a
+    step on a CPU (docs/performance.md). The price is that a process does not shrink. What the user has set in the
+    environment is left as it is; without glibc nothing happens.
+    """
+    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _end_threads(mesh: DeviceMesh | None) -> None:
