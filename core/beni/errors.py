@@ -1,12 +1,18 @@
 """Exceptions whose message is one line for the person who runs beni.
 
 Every mistake a user can make raises a `BeniError`; the command line prints its message, without a traceback, and exits
-with code 2. Anything else that escapes is a defect of ours and keeps its traceback.
+with the error's code. Anything else that escapes is a defect of ours and keeps its traceback.
 """
+
+import os
+from typing import ClassVar
 
 
 class BeniError(Exception):
     """A user's mistake or a broken input. The message says what is wrong, where, and what to do."""
+
+    exit_code: ClassVar[int] = 2
+    """Of the command line."""
 
 
 class ConfigError(BeniError):
@@ -39,3 +45,10 @@ class ImageError(DataError):
 
 class CheckpointError(BeniError):
     """A checkpoint that is missing, damaged, or belongs to another run."""
+
+
+class Stopped(BeniError):
+    """A run that was asked to end, and saved everything that it needs to go on."""
+
+    exit_code: ClassVar[int] = os.EX_TEMPFAIL
+    """75: nothing is wrong, the same command will go on."""

@@ -1,6 +1,7 @@
 """The options of a run that belong to no part: data, batch, optimizer, and how the run happens."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
@@ -66,7 +67,7 @@ class BatchConfig:
 
 @dataclass(frozen=True, slots=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay to zero."""
+    """AdamW; the learning rate rises, and then follows a schedule."""
 
     steps: int = 0
     """Optimizer steps; 0 means: as many as `epochs` take."""
@@ -76,22 +77,41 @@ class OptimConfig:
     """Peak learning rate of parts that start from random weights."""
     lr_pretrained: float = 2e-5
     """Peak learning rate of parts that were loaded and are trained on."""
+    part_lr: Mapping[str, float] = field(default_factory=dict)
+    """Peak learning rates of parts by name, instead of the two above: encoder, encoder.KEY, connector, fusion, llm."""
     gate_speed: float = 20.0
     """How much faster gates (parameters of one number) learn: their scale is 1, that of weights about 1/√width."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """After the rise: half a cosine or a straight line down to zero; or no change; or no change and then a straight
+    line down to zero (warm-up, stable, decay)."""
+    decay: float = 0.2
+    """Share of the steps in which the learning rate of `wsd` falls."""
     weight_decay: float = 0.05
     """Decay of weight matrices; norms, biases, gates, latents and embeddings have none."""
+    part_weight_decay: Mapping[str, float] = field(default_factory=dict)
+    """Decay of the weight matrices of parts by name, instead of the above."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay of AdamW's averages of the gradient and of its square."""
     clip: float = 1.0
     """Largest norm of the whole gradient."""
+    skip_steps: int = 0
+    """Steps that may be left out because the loss or the gradient is not finite; one more stops the run."""
     train: tuple[str, ...] = ()
     """Parts to train: encoder, encoder.KEY, connector, fusion, llm. By default those that start from random weights."""
 
     def __post_init__(self) -> None:
         _within(self, steps=(0, inf), epochs=(POSITIVE, inf), lr=(0, inf), lr_pretrained=(0, inf), gate_speed=(0, inf))
-        _within(self, warmup=(0, 1), weight_decay=(0, inf), clip=(POSITIVE, inf))
+        _within(self, warmup=(0, 1), decay=(0, 1), weight_decay=(0, inf), clip=(POSITIVE, inf), skip_steps=(0, inf))
+        for name in ("part_lr", "part_weight_decay"):
+            for part, value in getattr(self, name).items():
+                if not 0 <= value < inf:
+                    raise ConfigError(f"option '{name}' gives {part} {value}; it must be at least 0")
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ConfigError(
+                f"options 'warmup' {self.warmup:g} and 'decay' {self.decay:g} are shares of one run: together at most 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +124,11 @@ class RunOptions:
     """never, auto (continue the run in --out if it has a checkpoint), or the PATH of a checkpoint."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 keeps only the final one."""
+    keep: int = 2
+    """Newest checkpoints that are kept; older ones are deleted after a newer one is committed."""
+    select: Literal["last", "best"] = "last"
+    """Which weights are judged and saved: those of the last step, or those with the lowest loss on the validation
+    split, of which a checkpoint is kept beside the newest."""
     eval_every: int = 0
     """Steps between losses on the validation split; 0 means ten times per run."""
     log_every: int = 10
@@ -116,7 +141,7 @@ class RunOptions:
     """Build everything, print the freeze table, the plan and one decoded batch, write sample.html, and stop."""
 
     def __post_init__(self) -> None:
-        _within(self, checkpoint_every=(0, inf), eval_every=(0, inf), log_every=(1, inf), seed=(0, inf))
+        _within(self, checkpoint_every=(0, inf), keep=(1, inf), eval_every=(0, inf), log_every=(1, inf), seed=(0, inf))
 
 
 def _within(options: Any, **limits: tuple[float, float]) -> None:

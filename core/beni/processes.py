@@ -48,6 +48,10 @@ class Processes:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
+    def all(self, flag: bool) -> bool:
+        """Whether something holds on every process."""
+        return self.sum(not flag)[0] == 0
+
     def gather(self, value: Any) -> list[Any]:
         """One picklable value from every process, in order of rank."""
         if self.world == 1:

@@ -86,7 +86,7 @@ def _stop_after(steps: int, config: object) -> None:
                 raise KeyboardInterrupt
 
     patch = pytest.MonkeyPatch()
-    patch.setattr("beni.training.run.Metrics", Stopping)
+    patch.setattr("beni.training.callbacks.Metrics", Stopping)
     try:
         train(config)  # type: ignore[arg-type]
     finally:

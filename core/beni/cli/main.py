@@ -58,7 +58,7 @@ def run(command: str, arguments: Sequence[str] | None = None, program: str | Non
         with _while_read():
             table[command](list(sys.argv[1:] if arguments is None else arguments), program or Path(sys.argv[0]).name)
     except BeniError as error:
-        _fail(str(error))
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ from beni.processes import Processes
 from beni.weights import sha256
 
 STATE = "state.json"
-LATEST = "latest"
-KEEP = 2
-"""Checkpoints kept; older ones are deleted after a newer one is committed."""
+LATEST, BEST = "latest", "best"
+"""Files that name a checkpoint: the newest, and the one with the lowest validation loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class Position:
     steps: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
+    skipped: int = 0
+    """Of the steps done, those left out because something was not finite."""
 
 
 def save(
@@ -45,12 +47,16 @@ def save(
     position: Position,
     facts: Mapping[str, Any],
     processes: Processes,
+    keep: int = 2,
+    best: float | None = None,
 ) -> Path:
     """Write and commit a checkpoint; every process takes part.
 
     Args:
         folder: of the run's checkpoints.
         facts: plain values that must be equal on resume (the configuration's hash, threads, world size).
+        keep: newest checkpoints that stay, besides the best.
+        best: the validation loss, if it is the lowest so far.
 
     Returns:
         The committed folder.
@@ -66,17 +72,19 @@ def save(
     processes.barrier()
     if processes.is_main:
         files = {file.name: sha256(file) for file in sorted(draft.iterdir())}
-        state = {"position": asdict(position), "facts": dict(facts), "files": files}
+        state = {"position": asdict(position), "facts": dict(facts), "files": files, "val_loss": best}
         _write(draft / STATE, json.dumps(state, indent=1))
         for file in draft.iterdir():
             _flush(file)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
-        _write(folder / f".{LATEST}", final.name)
-        (folder / f".{LATEST}").replace(folder / LATEST)
+        if best is not None:
+            _point(folder, BEST, final)
+        _point(folder, LATEST, final)
         _flush(folder)
-        for old in sorted(folder.glob("step-*"))[:-KEEP]:
-            shutil.rmtree(old)
+        for old in sorted(folder.glob("step-*"))[:-keep]:
+            if old != named(folder, BEST):
+                shutil.rmtree(old)
     processes.barrier()
     return final
 
@@ -110,8 +118,22 @@ def load(
 
 def latest(folder: Path) -> Path | None:
     """The newest committed checkpoint of a run, or None."""
-    pointer = folder / LATEST
-    return folder / pointer.read_text().strip() if pointer.is_file() else None
+    return named(folder, LATEST)
+
+
+def named(folder: Path, pointer: str) -> Path | None:
+    """The checkpoint that a pointer names, or None."""
+    file = folder / pointer
+    return folder / file.read_text().strip() if file.is_file() else None
+
+
+def lowest_loss(folder: Path, steps: int) -> float:
+    """Validation loss of the best checkpoint among those made up to a step, or infinity."""
+    best = named(folder, BEST)
+    if best is None:
+        return inf
+    state = verify(best)
+    return float(state["val_loss"]) if state["position"]["steps"] <= steps else inf
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -150,6 +172,12 @@ def _quiet() -> Iterator[None]:
 
 def _rng(processes: Processes) -> str:
     return f"rng_{processes.rank}"
+
+
+def _point(folder: Path, pointer: str, checkpoint: Path) -> None:
+    draft = folder / f".{pointer}"
+    _write(draft, checkpoint.name)
+    draft.replace(folder / pointer)
 
 
 def _write(path: Path, text: str) -> None:

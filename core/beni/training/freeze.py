@@ -25,6 +25,8 @@ class FreezeRow:
     trainable: bool
     lr: float
     """Peak learning rate."""
+    weight_decay: float
+    """Of its weight matrices."""
     origin: str
     """Where its weights came from, or `random`."""
 
@@ -48,39 +50,44 @@ def freeze_table(
         origins: parts whose weights were loaded, and from where.
 
     Raises:
-        ConfigError: `train` names a part that the model does not have.
+        ConfigError: `train`, `part_lr` or `part_weight_decay` names a part that the model does not have, or the
+            latter two one that is frozen.
     """
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.numel()
-    wanted = _wanted(optim.train, counts) if optim.train else counts.keys() - origins.keys()
+    wanted = {part for name in optim.train for part in _named(name, counts, "--train")}
+    trained = (wanted if optim.train else counts.keys() - origins.keys()) | ({NEW_TOKENS} & counts.keys())
+    lr = {part: optim.lr_pretrained if part in origins else optim.lr for part in counts}
+    decay = dict.fromkeys(counts, optim.weight_decay)
+    for option, values, given in (
+        ("--part-lr", lr, optim.part_lr),
+        ("--part-weight-decay", decay, optim.part_weight_decay),
+    ):
+        for name in sorted(given, key=len):  # encoder before encoder.KEY, which is about less
+            for part in _named(name, counts, option):
+                if part not in trained:
+                    raise ConfigError(
+                        f"{option} {name}: {part} is frozen; name it with --train as well, or leave this out"
+                    )
+                values[part] = given[name]
     return [
-        FreezeRow(
-            part,
-            count,
-            part in wanted or part == NEW_TOKENS,
-            optim.lr_pretrained if part in origins else optim.lr,
-            origins.get(part, "random"),
-        )
+        FreezeRow(part, count, part in trained, lr[part], decay[part], origins.get(part, "random"))
         for part, count in counts.items()
     ]
 
 
-def _wanted(train: Iterable[str], parts: Iterable[str]) -> set[str]:
+def _named(name: str, parts: Iterable[str], option: str) -> list[str]:
+    """The parts that a name means: itself, or all encoders."""
     known = list(parts)
-    wanted: set[str] = set()
-    for name in train:
-        matches = [part for part in known if part == name or part.startswith(f"{name}.")]
-        if not matches:
-            if name in ("connector", "fusion"):
-                continue  # a part without parameters: nothing to train, nothing wrong
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(
-                f"--train {name}: the model has no such part{f'; did you mean {close[0]}?' if close else ''} "
-                f"(it has {', '.join(known)})"
-            )
-        wanted.update(matches)
-    return wanted
+    matches = [part for part in known if part == name or part.startswith(f"{name}.")]
+    if not matches and name not in ("connector", "fusion"):  # these may be without parameters: nothing is wrong
+        close = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(
+            f"{option} {name}: the model has no such part{f'; did you mean {close[0]}?' if close else ''} "
+            f"(it has {', '.join(known)})"
+        )
+    return matches
 
 
 def apply(model: BeniForConditionalGeneration, table: Iterable[FreezeRow]) -> None:
@@ -96,12 +103,13 @@ def parameter_groups(
     """Optimizer groups: per part, weight matrices with decay, everything else (norms, biases, latents, embeddings)
     without, and gates, which learn faster."""
     decayed = _decayed(model)
-    lr = {row.part: row.lr for row in table}
+    rows = {row.part: row for row in table}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            peak = lr[part_of(name)] * (optim.gate_speed if parameter.numel() == 1 else 1.0)
-            decay = optim.weight_decay if id(parameter) in decayed else 0.0
+            row = rows[part_of(name)]
+            peak = row.lr * (optim.gate_speed if parameter.numel() == 1 else 1.0)
+            decay = row.weight_decay if id(parameter) in decayed else 0.0
             groups.setdefault((peak, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay}
@@ -132,11 +140,11 @@ def assert_gradients(model: BeniForConditionalGeneration, table: Iterable[Freeze
 
 def show(table: Iterable[FreezeRow]) -> str:
     """The table, for people."""
-    lines = [f"{'part':<16}{'parameters':>14}  {'trained':<9}{'peak lr':>9}  weights"]
+    lines = [f"{'part':<16}{'parameters':>14}  {'trained':<9}{'peak lr':>9}{'decay':>7}  weights"]
     for row in table:
-        lr = f"{row.lr:.1e}" if row.trainable else "–"
+        lr, decay = (f"{row.lr:.1e}", f"{row.weight_decay:g}") if row.trainable else ("–", "–")
         trained = "yes" if row.trainable else "frozen"
-        lines.append(f"{row.part:<16}{row.parameters:>14,}  {trained:<9}{lr:>9}  {row.origin}")
+        lines.append(f"{row.part:<16}{row.parameters:>14,}  {trained:<9}{lr:>9}{decay:>7}  {row.origin}")
     return "\n".join(lines)
 
 

@@ -1,8 +1,7 @@
 """The training loop: rows in, gradients summed over everything, one optimizer step, the same for every model."""
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from beni.errors import BeniError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
 from beni.training.checkpoint import Position
+from beni.training.schedule import lr_factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class StepReport:
     grad_norm: torch.Tensor
     lr_factor: float
     """Share of the peak learning rate."""
+    skipped: str
+    """What was not finite, so that no parameter was changed; empty for a step that was taken."""
     batches: list[PackedBatch]
 
 
@@ -40,8 +42,9 @@ def train_loop(
     processes: Processes,
     after_step: Callable[[StepReport], None],
     after_backward: Callable[[], None] = lambda: None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Position:
-    """Train from a position to the end.
+    """Train from a position to the end, or until some process is asked to stop.
 
     Args:
         model: parallelized, with `requires_grad` set.
@@ -49,50 +52,66 @@ def train_loop(
         position: where training stands.
         total: optimizer steps of the whole run.
         after_step: log, evaluate, checkpoint.
-        after_backward: checks of the first step's gradients.
+        after_backward: checks of the gradients.
+        asked_to_stop: whether this process should end; all end before the same step.
 
     Returns:
         The position at the end.
 
     Raises:
-        BeniError: the loss is not finite.
+        BeniError: the loss or the gradient is not finite, in more steps than may be left out.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    first = position.steps
     model.train()
     for epoch, step_in_epoch, batches in steps:
-        factor = lr_factor(position.steps, total, optim.warmup)
+        factor = lr_factor(position.steps, total, optim)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        [targets] = processes.sum(sum(batch.stats.targets for batch in batches))
+        targets, stops = processes.sum(sum(batch.stats.targets for batch in batches), asked_to_stop())
+        if stops:
+            break
         loss = torch.zeros((), device=processes.device)
         for batch in batches:
             share = model(packed=batch.to(processes.device)).loss / max(targets, 1)
             share.backward()
             loss += share.detach()
-        if position.steps == first:
-            after_backward()
+        after_backward()
         grad_norm = clip(parameters, optim.clip)
-        if not grad_norm.isfinite():
-            raise BeniError(f"step {position.steps + 1}: the gradient is not finite; lower --lr or raise --warmup")
-        optimizer.step()
+        position = Position(position.steps + 1, epoch, step_in_epoch, position.skipped)
+        skipped = ""
+        if processes.all(bool(loss.isfinite() & grad_norm.isfinite())):
+            optimizer.step()
+        else:
+            skipped = not_finite(model, loss, processes)
+            position = replace(position, skipped=position.skipped + 1)
+            if position.skipped > optim.skip_steps:
+                raise BeniError(
+                    f"step {position.steps}: {skipped} is not finite, and {position.skipped - 1} steps were left out "
+                    f"for this before; lower --lr, raise --warmup, or let more steps be left out with --skip-steps"
+                )
         optimizer.zero_grad(set_to_none=True)
-        position = Position(position.steps + 1, epoch, step_in_epoch)
-        after_step(StepReport(position, loss, grad_norm, factor, batches))
+        after_step(StepReport(position, loss, grad_norm, factor, skipped, batches))
     return position
 
 
-def lr_factor(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then half a cosine down to zero."""
-    rising = max(1, round(total * warmup))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
-
-
 def clip(parameters: list[nn.Parameter], largest: float) -> torch.Tensor:
-    """Scale the gradient so that its norm over all parameters and processes is at most `largest`; returns the norm."""
+    """Scale the gradient so that its norm over all parameters and processes is at most `largest`; returns the norm.
+
+    A gradient that is not finite is left as it is.
+    """
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    if norm.isfinite():
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
+
+
+def not_finite(model: nn.Module, loss: torch.Tensor, processes: Processes) -> str:
+    """Names what is not finite on any process: the first parameter's gradient, else the loss, else the norm of all."""
+    gradients = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    local = [g.to_local() if isinstance(g, DTensor) else g for _, g in gradients]
+    bad = [number for number, gradient in enumerate(local) if not gradient.isfinite().all()]
+    first = min(processes.gather(bad[0] if bad else len(gradients)))
+    if first < len(gradients):
+        return f"the gradient of '{gradients[first][0]}'"
+    return "the norm of the gradient" if processes.all(bool(loss.isfinite())) else "the loss"

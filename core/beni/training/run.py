@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +13,20 @@ from beni import report
 from beni.config import RunConfig
 from beni.data.loader import Rows, batches
 from beni.data.plan import Lengths, Plan
-from beni.data.spec import judged, training, validation
-from beni.errors import ConfigError, DataError
+from beni.data.spec import judged
+from beni.errors import Stopped
 from beni.eval.judge import Prediction, held_out_loss, judge, subset, summary
-from beni.model.build import Built, build
 from beni.processes import Processes, processes
 from beni.sample import Sample
 from beni.training import checkpoint, freeze
+from beni.training.callbacks import Callbacks
 from beni.training.checkpoint import Position
-from beni.training.loop import StepReport, train_loop
-from beni.training.metrics import Metrics, Totals, peak_memory_bytes, read_lines, trim
-from beni.training.outputs import open_folder, resume_path, save_model, write_json
+from beni.training.loop import train_loop
+from beni.training.metrics import Totals, peak_memory_bytes, read_lines
+from beni.training.outputs import resume_path, save_model, write_json
 from beni.training.parallel import parallelize
-
-EVALUATIONS = 10
-"""Times per run that the validation loss is taken, unless `eval_every` says otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Everything that training needs, built and loaded, nothing trained yet."""
-
-    config: RunConfig
-    processes: Processes
-    folder: Path
-    built: Built
-    rows: Rows
-    table: list[freeze.FreezeRow]
-    total: int
-    """Optimizer steps of the whole run."""
+from beni.training.prepare import Run, prepare
+from beni.training.stop import sigterm_noted
 
 
 def train(config: RunConfig) -> dict[str, Any]:
@@ -55,6 +40,7 @@ def train(config: RunConfig) -> dict[str, Any]:
 
     Raises:
         BeniError: a user's mistake, told in one line.
+        Stopped: SIGTERM came; a checkpoint was written.
     """
     started = time.perf_counter()
     with processes(config.run) as procs:
@@ -64,19 +50,21 @@ def train(config: RunConfig) -> dict[str, Any]:
 def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any]:
     """As `train`; what it holds of the group of processes is gone when it returns."""
     resumed_from = resume_path(config)
-    run = _prepare(config, procs, resumed_from)
+    run = prepare(config, procs, resumed_from)
     if config.run.dry_run:
         return _dry_run(run) if procs.is_main else {}
     if procs.is_main:
         print(freeze.show(run.table))
         origins = {part: asdict(origin) for part, origin in run.built.loaded.items()}
         write_json(run.folder / "config.json", config.to_dict() | {"loaded": origins})
-    totals, position = _fit(run, resumed_from)
+    totals, position, selected = _fit(run, resumed_from)
     save_model(run.folder / "model", run.built, procs)
     samples, predictions, judgement = _judge(run)
     result = {
         **judgement,
         "steps": position.steps,
+        "skipped_steps": position.skipped,
+        "selected_step": selected.steps,
         **totals.summary(),
         **_unusable(run.rows.plan.lengths),
         "parameters": _parameters(run.table),
@@ -92,24 +80,12 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
     return result
 
 
-def _prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> Run:
-    """Load the data, build the model, plan the batches, decide what is trained."""
-    rows, world = config.batch.rows, procs.world
-    if rows % world:
-        raise ConfigError(f"--rows {rows} cannot be shared by {world} processes: choose a multiple of {world}")
-    sources = training(config.data.data)
-    built = build(config, _texts(sources))
-    plan = _plan(config, built, sources)
-    table = freeze.freeze_table(built.model, config.optim, {k: v.origin for k, v in built.loaded.items()})
-    if not any(row.trainable for row in table):
-        raise ConfigError("nothing is trained: every part was loaded; name some with --train")
-    folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
-    data = Rows(sources, plan, built.composer, config.run.seed, config.data.augment)
-    return Run(config, procs, folder, built, data, table, config.optim.steps or _steps(plan, config.optim.epochs))
+def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Position]:
+    """Shard, freeze, continue where a checkpoint stopped, and train to the end.
 
-
-def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position]:
-    """Shard, freeze, continue where a checkpoint stopped, and train to the end."""
+    Returns:
+        What was counted, where training ended, and of which position the model's weights are.
+    """
     config, procs, model = run.config, run.processes, run.built.model
     parallelize(model, procs)
     freeze.apply(model, run.table)
@@ -131,83 +107,35 @@ def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position]:
         procs.world,
     )
     try:
-        position = train_loop(
-            model,
-            optimizer,
-            steps,
-            position,
-            run.total,
-            config.optim,
-            procs,
-            after_step=callbacks.after_step,
-            after_backward=lambda: freeze.assert_gradients(model, run.table),
-        )
+        with sigterm_noted() as asked_to_stop:
+            position = train_loop(
+                model,
+                optimizer,
+                steps,
+                position,
+                run.total,
+                config.optim,
+                procs,
+                after_step=callbacks.after_step,
+                after_backward=lambda: freeze.assert_gradients(model, run.table),
+                asked_to_stop=asked_to_stop,
+            )
+            if position.steps < run.total:
+                callbacks.save(position)
     finally:
         callbacks.metrics.close()
+    if position.steps < run.total:
+        raise Stopped(
+            f"stopped by SIGTERM behind step {position.steps} of {run.total}; everything is saved: the same command "
+            f"with --out {run.folder} --resume auto goes on"
+        )
     if not torch.equal(frozen, freeze.frozen_checksum(model)):
         raise RuntimeError("a frozen parameter changed during training: this is a defect of beni")
-    return callbacks.totals.over(procs), position
-
-
-class Callbacks:
-    """What happens after a step: count, log, validate, checkpoint. The clock stands still while it does."""
-
-    def __init__(
-        self, run: Run, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any], position: Position
-    ) -> None:
-        self.run, self.optimizer, self.facts = run, optimizer, facts
-        self.held_out = _held_out(run)
-        self.eval_every = run.config.run.eval_every or max(1, run.total // EVALUATIONS)
-        self.totals, self.window = Totals(), Totals()
-        if run.processes.is_main:
-            trim(run.folder / "metrics.jsonl", position.steps)
-        self.metrics = Metrics(run.folder, run.total, position.steps, run.processes.is_main)
-        self.clock = time.perf_counter()
-        self.loss = "–"
-
-    def after_step(self, step: StepReport) -> None:
-        options, done = self.run.config.run, step.position.steps
-        last = done == self.run.total
-        self._stop_at_bad(step)
-        self.window.add(step.batches)
-        if done % options.log_every == 0 or last:
-            self._log(step)
-        else:
-            self.metrics.advance(loss=self.loss)
-        paused = time.perf_counter()
-        if self.held_out is not None and (done % self.eval_every == 0 or last):
-            loss = held_out_loss(self.run.built.model, self.held_out, self.run.processes)
-            self.metrics.log(done, val_loss=loss)
-        if last or (options.checkpoint_every and done % options.checkpoint_every == 0):
-            folder = self.run.folder / "checkpoints"
-            model = self.run.built.model
-            checkpoint.save(folder, model, self.optimizer, step.position, self.facts, self.run.processes)
-        self.clock += time.perf_counter() - paused
-
-    def _log(self, step: StepReport) -> None:
-        self.window.seconds = time.perf_counter() - self.clock
-        self.clock += self.window.seconds
-        [loss] = self.run.processes.sum(step.loss.item())
-        window = self.window.over(self.run.processes)
-        self.totals.merge(self.window)
-        self.window = Totals()
-        self.loss = f"{loss:.3f}"
-        speed = {name: window.summary()[name] for name in ("samples_per_s", "tokens_per_s")}
-        lr = self.run.config.optim.lr * step.lr_factor
-        self.metrics.log(
-            step.position.steps,
-            loss=loss,
-            grad_norm=step.grad_norm.item(),
-            lr=lr,
-            epoch=step.position.epoch,
-            **speed,
-        )
-        self.metrics.advance(loss=self.loss, tokens_s=f"{speed['tokens_per_s']:,.0f}")
-
-    def _stop_at_bad(self, step: StepReport) -> None:
-        bad = [pair for batch in step.batches for pair in batch.stats.bad]
-        if self.run.config.data.on_bad_sample == "error" and bad:
-            raise DataError(f"sample '{bad[0][0]}': {bad[0][1]} (--on-bad-sample skip leaves such samples out)")
+    selected = position
+    best = checkpoint.named(callbacks.checkpoints, checkpoint.BEST)
+    if config.run.select == "best" and best is not None:
+        selected = checkpoint.load(best, model, optimizer, facts, procs)
+    return callbacks.totals.over(procs), position, selected
 
 
 def _judge(run: Run) -> tuple[list[Sample], list[Prediction], dict[str, Any]]:
@@ -235,41 +163,6 @@ def _judge(run: Run) -> tuple[list[Sample], list[Prediction], dict[str, Any]]:
         part = slice(start, start := start + len(samples))
         figures["evaluations"][name] = summary(seeing[part]) | {"blind": summary(blind[part])}
     return everything, seeing, figures
-
-
-def _plan(config: RunConfig, built: Built, sources: Sequence[Sequence[Sample]]) -> Plan:
-    weights = config.data.weights
-    if weights and (len(weights) != len(sources) or min(weights) < 0 or not sum(weights)):
-        raise ConfigError(
-            f"--weights needs one number ≥ 0 per source: there are {len(sources)} sources, {len(weights)} weights"
-        )
-    lengths = [Lengths(samples, built.composer) for samples in sources]
-    bad = [pair for source in lengths for pair in source.bad]
-    if config.data.on_bad_sample == "error" and bad:
-        raise DataError(bad[0][1])
-    return Plan(lengths, weights, config.batch, config.run.seed)
-
-
-def _held_out(run: Run) -> Rows | None:
-    """Rows of the validation splits, or None if no source has one."""
-    sources = validation(run.config.data.data)
-    if not sources:
-        return None
-    lengths = [Lengths(samples, run.built.composer) for samples in sources]
-    return Rows(sources, Plan(lengths, (), run.config.batch, seed=0, shuffle=False), run.built.composer)
-
-
-def _steps(plan: Plan, epochs: float) -> int:
-    """Optimizer steps of so many passes over the data."""
-    whole, part = int(epochs), epochs - int(epochs)
-    return max(1, sum(plan.steps(e) for e in range(whole)) + (round(part * plan.steps(whole)) if part else 0))
-
-
-def _texts(sources: Sequence[Sequence[Sample]]) -> Iterator[str]:
-    for samples in sources:
-        for index in range(len(samples)):
-            for turn in samples[index].turns:
-                yield from (part for part in turn.content if isinstance(part, str))
 
 
 def _facts(run: Run) -> dict[str, Any]:

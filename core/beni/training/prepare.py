@@ -1,0 +1,81 @@
+"""Everything that training needs, built and loaded, nothing trained yet."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from beni.config import RunConfig
+from beni.data.loader import Rows
+from beni.data.plan import Lengths, Plan
+from beni.data.spec import training, validation
+from beni.errors import ConfigError, DataError
+from beni.model.build import Built, build
+from beni.processes import Processes
+from beni.sample import Sample
+from beni.training import freeze
+from beni.training.outputs import open_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that training needs, built and loaded, nothing trained yet."""
+
+    config: RunConfig
+    processes: Processes
+    folder: Path
+    built: Built
+    rows: Rows
+    table: list[freeze.FreezeRow]
+    total: int
+    """Optimizer steps of the whole run."""
+
+
+def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> Run:
+    """Load the data, build the model, plan the batches, decide what is trained."""
+    rows, world = config.batch.rows, procs.world
+    if rows % world:
+        raise ConfigError(f"--rows {rows} cannot be shared by {world} processes: choose a multiple of {world}")
+    sources = training(config.data.data)
+    built = build(config, _texts(sources))
+    plan = _plan(config, built, sources)
+    table = freeze.freeze_table(built.model, config.optim, {k: v.origin for k, v in built.loaded.items()})
+    if not any(row.trainable for row in table):
+        raise ConfigError("nothing is trained: every part was loaded; name some with --train")
+    folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
+    data = Rows(sources, plan, built.composer, config.run.seed, config.data.augment)
+    return Run(config, procs, folder, built, data, table, config.optim.steps or _steps(plan, config.optim.epochs))
+
+
+def _plan(config: RunConfig, built: Built, sources: Sequence[Sequence[Sample]]) -> Plan:
+    weights = config.data.weights
+    if weights and (len(weights) != len(sources) or min(weights) < 0 or not sum(weights)):
+        raise ConfigError(
+            f"--weights needs one number ≥ 0 per source: there are {len(sources)} sources, {len(weights)} weights"
+        )
+    lengths = [Lengths(samples, built.composer) for samples in sources]
+    bad = [pair for source in lengths for pair in source.bad]
+    if config.data.on_bad_sample == "error" and bad:
+        raise DataError(bad[0][1])
+    return Plan(lengths, weights, config.batch, config.run.seed)
+
+
+def held_out(run: Run) -> Rows | None:
+    """Rows of the validation splits, or None if no source has one."""
+    sources = validation(run.config.data.data)
+    if not sources:
+        return None
+    lengths = [Lengths(samples, run.built.composer) for samples in sources]
+    return Rows(sources, Plan(lengths, (), run.config.batch, seed=0, shuffle=False), run.built.composer)
+
+
+def _steps(plan: Plan, epochs: float) -> int:
+    """Optimizer steps of so many passes over the data."""
+    whole, part = int(epochs), epochs - int(epochs)
+    return max(1, sum(plan.steps(e) for e in range(whole)) + (round(part * plan.steps(whole)) if part else 0))
+
+
+def _texts(sources: Sequence[Sequence[Sample]]) -> Iterator[str]:
+    for samples in sources:
+        for index in range(len(samples)):
+            for turn in samples[index].turns:
+                yield from (part for part in turn.content if isinstance(part, str))

@@ -1,0 +1,74 @@
+"""SIGTERM: a checkpoint, a code of its own, and a continuation with the same bits."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from beni.errors import Stopped
+from beni.testing.launch import run_ranks
+from beni.training import loop
+from beni.training.run import train
+from beni.training.stop import sigterm_noted
+from tests.training.small import small_run
+
+
+def _train_and_ask_to_stop(out: str, rank: str, resume: str = "never") -> None:
+    """Train six steps; in the third one process gets SIGTERM. `Stopped` is what should come of it."""
+    original, calls = loop.clip, 0
+
+    def clip(parameters: list[torch.nn.Parameter], largest: float) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3 and os.environ.get("RANK", "0") == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(parameters, largest)
+
+    loop.clip = clip
+    run: dict[str, Any] = {"out": out, "resume": resume}
+    try:
+        train(small_run(Path(out), optim={"steps": 6}, run=run))
+    except Stopped as stopped:
+        assert f"behind step 3 of 6; everything is saved: the same command with --out {out} --resume" in str(stopped)
+        Path(f"{out}.stopped-{os.environ.get('RANK', '0')}").touch()
+    finally:
+        loop.clip = original
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_asked_to_stop_goes_on_with_the_same_bits(tmp_path: Path, processes: int) -> None:
+    """One process is asked, and all stop before the same step."""
+    for name, rank, resume in (("whole", "nobody", "never"), ("part", str(processes - 1), "never")):
+        run_ranks(_train_and_ask_to_stop, processes, str(tmp_path / name), rank, resume)
+    assert sorted(p.name for p in tmp_path.glob("*.stopped-*")) == [f"part.stopped-{r}" for r in range(processes)]
+    assert (tmp_path / "part/checkpoints/latest").read_text() == "step-00000003"
+    assert not (tmp_path / "part/model").exists()
+    run_ranks(_train_and_ask_to_stop, processes, str(tmp_path / "part"), "nobody", "auto")
+    whole, part = weights(tmp_path / "whole"), weights(tmp_path / "part")
+    assert whole.keys() == part.keys() and all(torch.equal(whole[name], part[name]) for name in whole)
+
+
+def test_the_command_ends_with_its_own_code() -> None:
+    program = "from beni.cli import commands, main\nfrom beni.errors import Stopped\n"
+    program += "def train(*_): raise Stopped('stopped')\ncommands.train = train\nmain.main(['train'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, "error: stopped\n")
+
+
+def test_the_handler_before_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with sigterm_noted() as came:
+        assert not came()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert came()
+    assert signal.getsignal(signal.SIGTERM) is before
