@@ -22,7 +22,7 @@ import pydantic
 from pydantic_core import core_schema
 
 from beni.errors import BeniError, ConfigError, PluginError
-from beni.options import BatchConfig, DataConfig, OptimConfig, RunOptions
+from beni.options import BatchConfig, DataConfig, OptimConfig, PeftOptions, RunOptions
 from beni.registry import Plugin, available, find, is_path, unfinished
 
 ConfigT = TypeVar("ConfigT")
@@ -208,6 +208,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    peft: PeftOptions = field(default_factory=PeftOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
     def to_dict(self) -> dict[str, Any]:
@@ -230,11 +231,17 @@ class RunConfig:
 
 SINGLE_KINDS = ("connector", "fusion", "view", "llm")
 """The kinds of which a model has exactly one."""
-OPTION_GROUPS: dict[str, type] = {"data": DataConfig, "batch": BatchConfig, "optim": OptimConfig, "run": RunOptions}
+OPTION_GROUPS: dict[str, type] = {
+    "data": DataConfig,
+    "batch": BatchConfig,
+    "optim": OptimConfig,
+    "peft": PeftOptions,
+    "run": RunOptions,
+}
 """Tables of a configuration file that are not parts."""
 UNTRAINED = ("eval_data", "eval_limit", "eval_batch", "max_new_tokens", "workers")
 """Options of the data that change nothing in what is learned."""
-RECORDED = ("loaded",)
+RECORDED = ("loaded", "adapted")
 """Tables of a run's config.json that say what happened, and decide nothing."""
 DEFAULT_PARTS = {"encoder": "tiny", "connector": "mlp", "fusion": "inline", "view": "single", "llm": "tiny"}
 

@@ -114,6 +114,31 @@ class OptimConfig:
             )
 
 
+Adapter = Literal["none", "lora", "rslora", "dora"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeftOptions:
+    """Low-rank adapters in the linear layers of a part that stays frozen itself (PEFT)."""
+
+    peft: Adapter = "none"
+    """Adapters of the language model: LoRA; rsLoRA, scaled by alpha/√rank; DoRA, with a trained length of each row."""
+    peft_encoder: Adapter = "none"
+    """Adapters of the encoders."""
+    peft_rank: int = 16
+    """Rank of the adapters."""
+    peft_alpha: float = 32.0
+    """What they compute is scaled by alpha/rank."""
+    peft_dropout: float = 0.0
+    """Probability with which an input of an adapter is dropped in training."""
+    peft_targets: str = ""
+    """Regular expression for whole paths of the linear layers that get one (`.*(q|v)_proj`); empty: all of the decoder
+    layers, and of an encoder's blocks. The printed table counts them, config.json lists them."""
+
+    def __post_init__(self) -> None:
+        _within(self, peft_rank=(1, inf), peft_alpha=(POSITIVE, inf), peft_dropout=(0, 1))
+
+
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """Where and how a run happens; nothing here changes which function is learned."""
@@ -136,12 +161,29 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the computation (masters are always fp32); auto: bf16 on GPUs that have it, fp32 elsewhere."""
+    replicas: int = 1
+    """Copies of the model among the processes; each is sharded over processes / replicas of them (hybrid sharding: the
+    processes of a machine share one copy). 1 shards over all."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """What blocks compute again in the backward pass instead of keeping it: nothing; everything; all but the results of
+    matrix products, convolutions and attention."""
+    activation_checkpointing_every: int = 1
+    """Blocks for which this is done: every n-th of an encoder, of a connector, of the language model."""
     seed: int = 0
     dry_run: bool = False
     """Build everything, print the freeze table, the plan and one decoded batch, write sample.html, and stop."""
 
     def __post_init__(self) -> None:
-        _within(self, checkpoint_every=(0, inf), keep=(1, inf), eval_every=(0, inf), log_every=(1, inf), seed=(0, inf))
+        _within(
+            self,
+            checkpoint_every=(0, inf),
+            keep=(1, inf),
+            eval_every=(0, inf),
+            replicas=(1, inf),
+            activation_checkpointing_every=(1, inf),
+            log_every=(1, inf),
+            seed=(0, inf),
+        )
 
 
 def _within(options: Any, **limits: tuple[float, float]) -> None:

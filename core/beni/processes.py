@@ -33,7 +33,7 @@ class Processes:
     dtype: torch.dtype
     """Of the computation; parameters are kept in fp32."""
     mesh: DeviceMesh | None
-    """Over which the model is sharded; None when nothing needs FSDP."""
+    """(replicas, processes of a replica); over the second the model is sharded. None when nothing needs FSDP."""
 
     @property
     def is_main(self) -> bool:
@@ -75,9 +75,11 @@ def processes(options: RunOptions) -> Iterator[Processes]:
     """Join the other processes that torchrun started, if any, for the length of a `with` block.
 
     Raises:
-        ConfigError: the device or precision is not available here.
+        ConfigError: the device or precision is not available here, or the processes cannot be so many replicas.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world % options.replicas:
+        raise ConfigError(f"--replicas {options.replicas} does not divide the number of processes, {world}")
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
     if device.type == "cpu":
@@ -88,7 +90,8 @@ def processes(options: RunOptions) -> Iterator[Processes]:
         arguments: dict[str, Any] = {"rank": 0, "world_size": 1, "store": dist.HashStore()} if world == 1 else {}
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
-    mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("shard",)) if needs_fsdp else None
+    shape = (options.replicas, world // options.replicas)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")) if needs_fsdp else None
     try:
         yield Processes(rank, world, device, dtype, mesh)
     finally:

@@ -174,6 +174,24 @@ class Dropping(TinyEncoder):
         return super().forward(nn.functional.dropout(pixels_C3HW, 0.5, self.training))
 
 
+class Counted(nn.Module):
+    """A block that does more at each call."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.calls = block, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.block(x) * torch.tensor(float(self.calls))
+
+
+class Counting(TinyEncoder):
+    def __init__(self, config: Any, spec: EncoderSpec) -> None:
+        super().__init__(config, spec)
+        self.layers[0] = Counted(self.layers[0])
+
+
 class Lower(TinyLlama):
     def tokenizer(self, texts: Any) -> Any:
         from tokenizers import normalizers

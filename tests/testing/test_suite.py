@@ -38,6 +38,7 @@ FOUND = [
     ("encoder", "Normalising", "crops_do_not_mix", "depend on the other crops"),
     ("encoder", "Coarse", "features_are_as_described", r"features of shape .*, `describe` says"),
     ("encoder", "Dropping", "crops_do_not_mix", "leave out dropout"),
+    ("encoder", "Counting", "recomputed_activations_change_nothing", "keep nothing between calls"),
     ("llm", "Lower", "texts_survive_the_tokenizer", "answers could not be compared"),
     ("source", "Twins", "ids_are_unique", "gives 2 samples 1 ids"),
     ("source", "Twins", "samples_have_an_answer", "sample 'one': its last turn must be an answer"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
+from beni.config import RunOptions
 from beni.data.batch import pack
 from beni.data.document import Document
 from beni.errors import ConfigError, IncompatiblePartsError
@@ -18,6 +19,7 @@ from beni.sample import Sample
 from beni.testing.sharded import Compared, compare
 from beni.testing.small import CONVERSATIONS, B, C, D, inputs, make, noise, talk
 from beni.testing.suite import Conformance, require
+from beni.training.recompute import checkpoint_activations
 
 TOLERANCE = 1e-4
 """Relative to the largest value, in fp32; what leaks differs by far more."""
@@ -104,6 +106,23 @@ class ModelConformance(Conformance):
                     )
                 else:
                     require(parameter.grad is None, f"{name} gets a gradient where {what}, which it is not")
+
+    def test_recomputed_activations_change_nothing(self) -> None:
+        """Gradients where blocks run a second time in the backward pass."""
+        kept, recomputed = make(**self.tables()), make(**self.tables())
+        checkpoint_activations(recomputed.model, RunOptions(activation_checkpointing="full"))
+        found = []
+        for built in (kept, recomputed):
+            built.model.requires_grad_(True).eval()
+            self._target_logits(built, [[doc] for doc in self._documents(built)])
+            found.append(self._gradients(built))
+        require(found[0].keys() == found[1].keys(), "recomputing activations changes which parameters get a gradient")
+        for name, gradient in found[0].items():
+            require(
+                torch.equal(gradient, found[1][name]),
+                f"the gradient of {name} is another where blocks are computed twice: let the forward pass of a block "
+                f"depend on its arguments alone, and keep nothing between calls",
+            )
 
     def test_packed_equals_separate(self) -> None:
         """Logits and gradients, with 0, 1 and 3 images, and with questions that share an image."""

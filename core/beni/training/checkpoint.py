@@ -1,5 +1,7 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped, committed whole or not at all.
 
+It holds what is trained; what is frozen is loaded again from where it came, and must be the same (`facts`).
+
 A checkpoint is written into a hidden folder, flushed, and renamed; `latest` moves only after that. Every file's
 checksum is written with it and verified before a byte is loaded, because a damaged shard loads without an error.
 """
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from beni.errors import CheckpointError
 from beni.processes import Processes
@@ -111,7 +113,13 @@ def load(
     tensors = _state(model, optimizer, processes)
     with _quiet():
         dcp.load(tensors, checkpoint_id=path, no_dist=processes.world == 1)
-    set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=tensors["model"],
+        optim_state_dict=tensors["optimizer"],
+        options=StateDictOptions(strict=False),  # what is frozen is not in it
+    )
     torch.set_rng_state(tensors[_rng(processes)])
     return Position(**state["position"])
 
@@ -159,7 +167,9 @@ def verify(path: Path) -> dict[str, Any]:
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Any]:
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    return {"model": model_state, "optimizer": optimizer_state, _rng(processes): torch.get_rng_state()}
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    trained = {name: value for name, value in model_state.items() if name not in frozen}
+    return {"model": trained, "optimizer": optimizer_state, _rng(processes): torch.get_rng_state()}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 from beni.config import OptimConfig
 from beni.errors import ConfigError
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.training.adapters import MARK
 
 NEW_TOKENS = "new_tokens"
 """Embeddings of added tokens: a part that always starts from scratch."""
@@ -31,12 +32,15 @@ class FreezeRow:
     """Where its weights came from, or `random`."""
 
 
+ADAPTER = ".adapter"
+"""Behind a part's name: its adapters, which are a part by themselves."""
+
+
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to: encoder.KEY, connector, fusion, llm or new_tokens."""
+    """The part that a parameter belongs to: encoder.KEY, connector, fusion, llm, new_tokens, or a part's adapters."""
     first, rest = name.split(".", 1)
-    if first == "encoders":
-        return f"encoder.{rest.split('.', 1)[0]}"
-    return "connector" if first == "level_connectors" else first
+    part = {"encoders": f"encoder.{rest.split('.', 1)[0]}", "level_connectors": "connector"}.get(first, first)
+    return part + ADAPTER if MARK.search(name) else part
 
 
 def freeze_table(
@@ -46,18 +50,23 @@ def freeze_table(
 
     Args:
         model: the model; its parameters are counted by part.
-        optim: `train` names parts, else those train that start from random weights.
+        optim: `train` names parts, else those train that start from random weights. Adapters and embeddings of new
+            tokens always train, a part that has adapters never does.
         origins: parts whose weights were loaded, and from where.
 
     Raises:
-        ConfigError: `train`, `part_lr` or `part_weight_decay` names a part that the model does not have, or the
-            latter two one that is frozen.
+        ConfigError: `train`, `part_lr` or `part_weight_decay` names a part that the model does not have; the first one
+            that has adapters, or the latter two one that is frozen.
     """
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.numel()
+    adapted = {part for part in counts if part + ADAPTER in counts}
     wanted = {part for name in optim.train for part in _named(name, counts, "--train")}
-    trained = (wanted if optim.train else counts.keys() - origins.keys()) | ({NEW_TOKENS} & counts.keys())
+    if both := sorted(wanted & adapted):
+        raise ConfigError(f"--train {both[0]}: it has adapters, which train while it is frozen; leave out one of them")
+    trained = wanted if optim.train else counts.keys() - origins.keys() - adapted
+    trained |= {part for part in counts if part == NEW_TOKENS or part.endswith(ADAPTER)}
     lr = {part: optim.lr_pretrained if part in origins else optim.lr for part in counts}
     decay = dict.fromkeys(counts, optim.weight_decay)
     for option, values, given in (
@@ -65,12 +74,10 @@ def freeze_table(
         ("--part-weight-decay", decay, optim.part_weight_decay),
     ):
         for name in sorted(given, key=len):  # encoder before encoder.KEY, which is about less
-            for part in _named(name, counts, option):
-                if part not in trained:
-                    raise ConfigError(
-                        f"{option} {name}: {part} is frozen; name it with --train as well, or leave this out"
-                    )
-                values[part] = given[name]
+            meant = _named(name, counts, option)
+            if meant and not trained & set(meant):
+                raise ConfigError(f"{option} {name}: {meant[0]} is frozen; leave this out, or train it with --train")
+            values.update(dict.fromkeys(meant, given[name]))
     return [
         FreezeRow(part, count, part in trained, lr[part], decay[part], origins.get(part, "random"))
         for part, count in counts.items()

@@ -13,6 +13,7 @@ from beni.errors import BeniError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
 from beni.training.checkpoint import Position
+from beni.training.parallel import exchange_gradients
 from beni.training.schedule import lr_factor
 
 
@@ -71,7 +72,8 @@ def train_loop(
         if stops:
             break
         loss = torch.zeros((), device=processes.device)
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
+            exchange_gradients(model, number == len(batches))
             share = model(packed=batch.to(processes.device)).loss / max(targets, 1)
             share.backward()
             loss += share.detach()

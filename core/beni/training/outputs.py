@@ -13,6 +13,7 @@ from beni.model.build import Built
 from beni.model.processing import BeniProcessor
 from beni.processes import Processes
 from beni.training import checkpoint
+from beni.training.adapters import Adapters, merge, save_adapters
 
 
 def open_folder(config: RunConfig, resumed_from: Path | None) -> Path:
@@ -54,15 +55,19 @@ def resume_path(config: RunConfig) -> Path | None:
     return checkpoint.latest(path / "checkpoints") or path
 
 
-def save_model(folder: Path, built: Built, processes: Processes) -> None:
-    """Write the whole model with its tokenizer, whatever the sharding; every process takes part."""
+def save_model(folder: Path, built: Built, adapters: list[Adapters], processes: Processes) -> None:
+    """Write `model/`, whole and with its tokenizer, whatever the sharding; every process takes part.
+
+    Adapters are merged into it, and written by themselves under `adapters/`.
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(built.model, options=options)
+    state: dict[str, Any] = get_model_state_dict(built.model, options=options)
     for alias in built.model.all_tied_weights_keys:
         state.pop(alias, None)  # tied tensors are one on disk
     if processes.is_main:
-        built.model.save_pretrained(folder, state_dict=state)
-        BeniProcessor(built.tokenizer, built.composer).save_pretrained(folder)
+        save_adapters(folder / "adapters", adapters, state)
+        built.model.save_pretrained(folder / "model", state_dict=merge(built.model, state))
+        BeniProcessor(built.tokenizer, built.composer).save_pretrained(folder / "model")
     processes.barrier()
 
 

@@ -1,4 +1,7 @@
-"""The one place where a model is moved, sharded and given its precision. Parts know nothing of it."""
+"""The one place where a model is moved, sharded and given its precision. Parts know nothing of it.
+
+The order matters: activation checkpointing, then FSDP2, then (in `beni.training.run`) loading, freezing, the optimizer.
+"""
 
 from collections.abc import Iterator
 
@@ -6,28 +9,43 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from beni.config import RunOptions
 from beni.model.llm import decoder_layers
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
+from beni.training.recompute import checkpoint_activations
 
 
-def parallelize(model: BeniForConditionalGeneration, processes: Processes) -> None:
+def parallelize(model: BeniForConditionalGeneration, processes: Processes, options: RunOptions | None = None) -> None:
     """Move a model to its device and shard it with FSDP2, innermost units first: blocks, parts, root.
+
+    Blocks recompute their activations, if the options say so.
 
     FSDP2 does two jobs: it shards over processes, and it keeps fp32 masters while computing in bf16. Where neither is
     needed (one process in fp32) the model stays as it is. Gradients are summed, not averaged, over processes: the loss
     is divided by the global number of targets before.
     """
     model.to(processes.device)
+    checkpoint_activations(model, options or RunOptions())
     if processes.mesh is None:
         return
+    mesh = processes.mesh if processes.mesh.shape[0] > 1 else processes.mesh["shard"]
     policy = MixedPrecisionPolicy(param_dtype=processes.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in units(model):
-        fully_shard(unit, mesh=processes.mesh, mp_policy=policy)
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+
+
+def exchange_gradients(model: nn.Module, now: bool) -> None:
+    """Whether the next backward pass sums gradients over processes, or keeps its own for a later one to sum.
+
+    Kept gradients are whole and in fp32, on every process.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
 
 
 def units(model: BeniForConditionalGeneration) -> Iterator[nn.Module]:

@@ -13,6 +13,7 @@ from beni.model.build import Built, build
 from beni.processes import Processes
 from beni.sample import Sample
 from beni.training import freeze
+from beni.training.adapters import Adapters, add_adapters
 from beni.training.outputs import open_folder
 
 
@@ -25,6 +26,7 @@ class Run:
     folder: Path
     built: Built
     rows: Rows
+    adapters: list[Adapters]
     table: list[freeze.FreezeRow]
     total: int
     """Optimizer steps of the whole run."""
@@ -38,12 +40,14 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
     sources = training(config.data.data)
     built = build(config, _texts(sources))
     plan = _plan(config, built, sources)
+    adapters = add_adapters(built.model, config.peft)
     table = freeze.freeze_table(built.model, config.optim, {k: v.origin for k, v in built.loaded.items()})
     if not any(row.trainable for row in table):
         raise ConfigError("nothing is trained: every part was loaded; name some with --train")
     folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
     data = Rows(sources, plan, built.composer, config.run.seed, config.data.augment)
-    return Run(config, procs, folder, built, data, table, config.optim.steps or _steps(plan, config.optim.epochs))
+    total = config.optim.steps or _steps(plan, config.optim.epochs)
+    return Run(config, procs, folder, built, data, adapters, table, total)
 
 
 def _plan(config: RunConfig, built: Built, sources: Sequence[Sequence[Sample]]) -> Plan:

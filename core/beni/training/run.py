@@ -54,11 +54,12 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
     if config.run.dry_run:
         return _dry_run(run) if procs.is_main else {}
     if procs.is_main:
-        print(freeze.show(run.table))
+        _print_table(run)
         origins = {part: asdict(origin) for part, origin in run.built.loaded.items()}
-        write_json(run.folder / "config.json", config.to_dict() | {"loaded": origins})
+        adapted = {adapters.part: adapters.paths for adapters in run.adapters}
+        write_json(run.folder / "config.json", config.to_dict() | {"loaded": origins, "adapted": adapted})
     totals, position, selected = _fit(run, resumed_from)
-    save_model(run.folder / "model", run.built, procs)
+    save_model(run.folder, run.built, run.adapters, procs)
     samples, predictions, judgement = _judge(run)
     result = {
         **judgement,
@@ -87,15 +88,15 @@ def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Positio
         What was counted, where training ended, and of which position the model's weights are.
     """
     config, procs, model = run.config, run.processes, run.built.model
-    parallelize(model, procs)
+    parallelize(model, procs, config.run)
     freeze.apply(model, run.table)
     groups = freeze.parameter_groups(model, run.table, config.optim)
     optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
-    facts = _facts(run)
+    frozen = freeze.frozen_checksum(model)
+    facts = _facts(run) | {"frozen weights": procs.sum(frozen.item())[0]}
     position = Position()
     if resumed_from is not None:
         position = checkpoint.load(resumed_from, model, optimizer, facts, procs)
-    frozen = freeze.frozen_checksum(model)
     callbacks = Callbacks(run, optimizer, facts, position)
     steps = batches(
         run.rows,
@@ -165,6 +166,12 @@ def _judge(run: Run) -> tuple[list[Sample], list[Prediction], dict[str, Any]]:
     return everything, seeing, figures
 
 
+def _print_table(run: Run) -> None:
+    print(freeze.show(run.table))
+    for adapters in run.adapters:
+        print(f"adapters in {adapters.part}: {adapters.summary()}")
+
+
 def _facts(run: Run) -> dict[str, Any]:
     """What must be equal for a continuation to give the same bits."""
     return {
@@ -193,7 +200,7 @@ def _dry_run(run: Run) -> dict[str, Any]:
     config, plan = run.config, run.rows.plan
     batch = run.rows[(0, 0, 0)]
     stats, samples = batch.stats, sum(len(source.usable) for source in plan.lengths)
-    print(freeze.show(run.table))
+    _print_table(run)
     print(report.show_batch(batch, run.built.tokenizer, run.built.composer.image_token))
     print(
         f"plan: {run.total} steps, {plan.steps(0)} per epoch of {samples:,} samples; a step is {config.batch.rows} x "

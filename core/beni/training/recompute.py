@@ -1,0 +1,65 @@
+"""Activation checkpointing: what a block computed is thrown away and computed again when the backward pass needs it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from beni.config import RunOptions
+from beni.model.llm import decoder_layers
+from beni.model.modeling import BeniForConditionalGeneration
+
+_ATEN = torch.ops.aten
+DEAR = [
+    _ATEN.mm.default,
+    _ATEN.addmm.default,
+    _ATEN.bmm.default,
+    _ATEN.convolution.default,
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+]
+"""Operations whose results `selective` keeps: they cost the most, and what lies between them costs the memory."""
+
+
+def checkpoint_activations(model: BeniForConditionalGeneration, options: RunOptions) -> None:
+    """Make blocks of a model recompute their activations; names of parameters stay as they are.
+
+    Blocks are an encoder's, a connector's, and the decoder layers with whatever a fusion inserted into them. To be
+    called before the model is sharded, so that parameters are gathered for the second computation as well.
+
+    Args:
+        model: changed in place.
+        options: `activation_checkpointing` says what is kept, `activation_checkpointing_every` which blocks it is for.
+    """
+    if options.activation_checkpointing == "none":
+        return
+    keep: dict[str, Any] = {}
+    if options.activation_checkpointing == "selective":
+        keep["context_fn"] = partial(create_selective_checkpoint_contexts, DEAR)
+    for stack in stacks(model):
+        for block in stack[:: options.activation_checkpointing_every]:
+            block.forward = _Recomputed(block.forward, keep)
+
+
+def stacks(model: BeniForConditionalGeneration) -> Iterator[Sequence[nn.Module]]:
+    """Rows of blocks, one behind the other, whose activations are worth recomputing."""
+    for part in (*model.encoders.values(), *model.connectors()):
+        yield part.blocks()  # type: ignore[operator]
+    yield list(decoder_layers(model.llm))
+
+
+class _Recomputed:
+    """A block's forward pass, whose activations are not kept where there will be a backward pass."""
+
+    def __init__(self, forward: Callable[..., Any], keep: dict[str, Any]) -> None:
+        self.forward, self.keep = forward, keep
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.forward(*arguments, **named)
+        return checkpoint(self.forward, *arguments, use_reentrant=False, **self.keep, **named)
