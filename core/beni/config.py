@@ -224,7 +224,8 @@ class RunConfig:
         """Identifies what is computed: equal for a run and its continuation, whatever folder or device it uses."""
         table = self.to_dict()
         table.pop("run")
-        table["data"] = {name: value for name, value in table["data"].items() if name not in UNTRAINED}
+        for group in ("data", "optim"):
+            table[group] = {name: value for name, value in table[group].items() if name not in UNTRAINED}
         plain = json.loads(json.dumps([table, self.run.seed]), parse_int=float)  # 20 and 20.0 are the same option
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -239,8 +240,8 @@ OPTION_GROUPS: dict[str, type] = {
     "run": RunOptions,
 }
 """Tables of a configuration file that are not parts."""
-UNTRAINED = ("eval_data", "eval_limit", "eval_batch", "max_new_tokens", "workers")
-"""Options of the data that change nothing in what is learned."""
+UNTRAINED = ("eval_data", "eval_limit", "eval_batch", "max_new_tokens", "workers", "skip_steps")
+"""Options of the data and the optimizer that change nothing in what has been learned."""
 RECORDED = ("loaded", "adapted")
 """Tables of a run's config.json that say what happened, and decide nothing."""
 DEFAULT_PARTS = {"encoder": "tiny", "connector": "mlp", "fusion": "inline", "view": "single", "llm": "tiny"}

@@ -51,4 +51,4 @@ class Stopped(BeniError):
     """A run that was asked to end, and saved everything that it needs to go on."""
 
     exit_code: ClassVar[int] = os.EX_TEMPFAIL
-    """75: nothing is wrong, the same command will go on."""
+    """75: nothing is wrong, the run goes on when it is continued."""

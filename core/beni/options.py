@@ -133,7 +133,7 @@ class PeftOptions:
     """Probability with which an input of an adapter is dropped in training."""
     peft_targets: str = ""
     """Regular expression for whole paths of the linear layers that get one (`.*(q|v)_proj`); empty: all of the decoder
-    layers, and of an encoder's blocks. The printed table counts them, config.json lists them."""
+    layers, and of an encoder's blocks. Each part that has adapters must have such layers; config.json lists them."""
 
     def __post_init__(self) -> None:
         _within(self, peft_rank=(1, inf), peft_alpha=(POSITIVE, inf), peft_dropout=(0, 1))

@@ -40,6 +40,11 @@ class Processes:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
+    @property
+    def replica(self) -> int:
+        """Which copy of the model this process has a share of."""
+        return 0 if self.mesh is None else self.mesh.get_local_rank("replicate")
+
     def sum(self, *values: float) -> list[float]:
         """Sum numbers over all processes."""
         if self.world == 1:

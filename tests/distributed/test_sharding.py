@@ -1,5 +1,6 @@
 """How a model is laid out over processes changes nothing of what is learned, and costs no needless communication."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.multiprocessing import ProcessRaisedException
 
 from beni.errors import ConfigError
 from beni.testing.launch import run_ranks
@@ -23,6 +25,14 @@ def test_two_replicas_of_two_shards_equal_one_process(tmp_path: Path) -> None:
     changes: dict[str, dict[str, Any]] = {"batch": {"rows": 4, "row_tokens": 100}}
     _train(str(tmp_path / "one"), changes)
     run_ranks(_train, 4, str(tmp_path / "four"), {**changes, "run": {"replicas": 2, "out": str(tmp_path / "four")}})
+    logs = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "four")
+    )
+    first, second = logs
+    for figure in ("loss", "grad_norm"):  # weights alone would not show gradients that are all too large
+        found, wanted = ([line[figure] for line in lines if figure in line] for lines in (second, first))
+        assert found == pytest.approx(wanted, rel=1e-4)
     one, four = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "four"))
     assert one.keys() == four.keys()
     for name in one:
@@ -32,6 +42,16 @@ def test_two_replicas_of_two_shards_equal_one_process(tmp_path: Path) -> None:
 def test_replicas_that_do_not_divide_the_processes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--replicas 2 does not divide the number of processes, 1"):
         train(small_run(tmp_path / "run", run={"replicas": 2}))
+
+
+def test_other_replicas_are_told_as_such(tmp_path: Path) -> None:
+    """Not as frozen weights, which they all have alike."""
+    out = str(tmp_path / "run")
+    changes: dict[str, dict[str, Any]] = {"optim": {"train": ["connector"]}, "run": {"out": out}}
+    run_ranks(_train, 2, out, changes)
+    changes["run"] |= {"replicas": 2, "resume": "auto"}
+    with pytest.raises(ProcessRaisedException, match="was made with replicas = 1, this run has 2"):
+        run_ranks(_train, 2, out, changes)
 
 
 def _count_reductions(out: str, rows: int, fusion: str) -> None:

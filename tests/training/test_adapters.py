@@ -174,7 +174,8 @@ def test_two_processes_equal_one_with_activation_checkpointing(tmp_path: Path, k
 
 
 def test_checkpoints_hold_what_is_trained_and_go_on_with_the_same_bits(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"peft": {"peft": "dora", "peft_rank": 4}, "optim": {"steps": 4}}
+    peft = {"peft": "dora", "peft_rank": 4, "peft_dropout": 0.3}  # dropout draws from the generator that is restored
+    changes: dict[str, Any] = {"peft": peft, "optim": {"steps": 4}}
     run = {"checkpoint_every": 2}
     train(small_run(tmp_path / "run", run=run, **changes))
     whole = weights(tmp_path / "run")

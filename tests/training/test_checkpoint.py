@@ -1,6 +1,7 @@
 """Which checkpoints stay, and which weights are judged and saved."""
 
-import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from beni.errors import ConfigError
+from beni.config import RunConfig
+from beni.errors import ConfigError, Stopped
 from beni.training import callbacks
 from beni.training.run import train
 from tests.training.small import small_run, text_file
@@ -60,18 +62,50 @@ def test_a_best_from_the_future_is_forgotten(tmp_path: Path, monkeypatch: pytest
     run(tmp_path / "run", monkeypatch, select="best", keep=6)
     first = tmp_path / "run/checkpoints/step-00000001"
     monkeypatch.setattr(callbacks, "held_out_loss", lambda *_: 0.6)
-    changes = {"eval_every": 3, "select": "best", "keep": 6, "resume": str(first), "checkpoint_every": 1}
+    changes = {"eval_every": 3, "select": "best", "resume": str(first), "checkpoint_every": 1}
     result = train(small_run(tmp_path / "run", optim={"steps": 6}, run={"out": str(tmp_path / "run"), **changes}))
-    assert result["selected_step"] == 3
+    assert result["selected_step"] == 3 and kept(tmp_path / "run") == [3, 5, 6]
+
+
+def test_the_future_is_deleted_and_never_what_was_just_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "run", monkeypatch, keep=6)
+    second = tmp_path / "run/checkpoints/step-00000002"
+    changes = {"out": str(tmp_path / "run"), "resume": str(second), "checkpoint_every": 1, "eval_every": 100}
+    with pytest.raises(Stopped):
+        _stop_in(3, monkeypatch, small_run(tmp_path / "run", optim={"steps": 6}, run=changes))
+    assert kept(tmp_path / "run") == [2, 3]
+    assert (tmp_path / "run/checkpoints/latest").read_text() == "step-00000003"
+
+
+def _stop_in(step: int, monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> None:
+    """Train; SIGTERM comes while a step is validated, logged and saved."""
+    original = callbacks.Callbacks.after_step
+
+    def after_step(self: callbacks.Callbacks, report: Any) -> None:
+        if report.position.steps == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Callbacks, "after_step", after_step)
+        train(config)
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_sigterm_while_the_best_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """In the last step, too: what is left, judging, is for the continuation."""
+    losses = iter((0.9, 0.4, 0.7, 0.5, 0.8, 0.3))
+    monkeypatch.setattr(callbacks, "held_out_loss", lambda *_: next(losses))
+    changes = {"out": str(tmp_path), "eval_every": 1, "checkpoint_every": 1, "select": "best"}
+    with pytest.raises(Stopped, match=f"behind step {step} of 6"):
+        _stop_in(step, monkeypatch, small_run(tmp_path, optim={"steps": 6}, run=changes))
+    result = train(small_run(tmp_path, optim={"steps": 6}, run={**changes, "resume": "auto"}))
+    assert result["steps"] == 6 and result["selected_step"] == 6
+    assert (tmp_path / "checkpoints/best").read_text() == "step-00000006 0.3"
 
 
 def test_the_best_needs_a_validation_split(tmp_path: Path) -> None:
     data = {"data": [text_file(tmp_path)], "eval_data": ["shapes?images=10"]}
     with pytest.raises(ConfigError, match="--select best compares losses on a validation split"):
         train(small_run(tmp_path / "run", data=data, run={"select": "best"}))
-
-
-def test_the_state_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path / "run", monkeypatch, select="best")
-    state = json.loads((tmp_path / "run/checkpoints/step-00000002/state.json").read_text())
-    assert state["val_loss"] == 0.4 and state["position"]["steps"] == 2
+    assert not (tmp_path / "run").exists(), "the corrected command would be refused"

@@ -18,7 +18,7 @@ from tests.training.small import small_run
 BAD_STEP = 2
 
 
-def _train_with_a_bad_step(out: str, rank: str, options: dict[str, Any]) -> None:
+def _train_with_a_bad_step(out: str, rank: str, options: dict[str, Any], run: dict[str, Any] | None = None) -> None:
     """Train two rows a step; in the second step one process's gradient of the connector is infinite in one place."""
     calls = 0
     original = loop.clip
@@ -34,7 +34,7 @@ def _train_with_a_bad_step(out: str, rank: str, options: dict[str, Any]) -> None
 
     loop.clip = clip
     try:
-        train(small_run(Path(out), optim={"steps": 4, **options}))
+        train(small_run(Path(out), optim={"steps": 4, **options}, run=run or {}))
     finally:
         loop.clip = original
 
@@ -56,6 +56,26 @@ def test_such_a_step_is_left_out_if_allowed_and_told(tmp_path: Path) -> None:
     assert [line["step"] for line in told] == [BAD_STEP] and "connector" in told[0]["skipped"]
     assert [line["step"] for line in lines(tmp_path / "run") if "loss" in line] == [1, 3, 4]
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run/model/model.safetensors").values())
+
+
+def test_saving_before_the_first_step_that_is_taken_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.training.test_guards.BAD_STEP", 1)
+    saved = []
+    for name, every in (("often", 1), ("never", 0)):
+        out = tmp_path / name
+        _train_with_a_bad_step(str(out), "0", {"skip_steps": 1}, {"checkpoint_every": every, "out": str(out)})
+        saved.append(load_file(out / "model/model.safetensors"))
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
+def test_a_stopped_run_goes_on_when_the_step_may_be_left_out(tmp_path: Path) -> None:
+    run = {"checkpoint_every": 1, "out": str(tmp_path)}
+    with pytest.raises(BeniError, match="leave it out with --skip-steps and --resume auto"):
+        _train_with_a_bad_step(str(tmp_path), "0", {}, run)
+    _train_with_a_bad_step(str(tmp_path), "nobody", {"skip_steps": 1}, {**run, "resume": "auto"})
+    assert json.loads((tmp_path / "result.json").read_text())["steps"] == 4
 
 
 def test_what_one_process_sees_all_leave_out(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """SIGTERM: a checkpoint, a code of its own, and a continuation with the same bits."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,24 @@ from tests.training.small import small_run
 
 
 def _train_and_ask_to_stop(out: str, rank: str, resume: str = "never") -> None:
-    """Train six steps; in the third one process gets SIGTERM. `Stopped` is what should come of it."""
+    """Train six steps; in the third one process and its data worker get SIGTERM. `Stopped` should come of it."""
     original, calls = loop.clip, 0
 
     def clip(parameters: list[torch.nn.Parameter], largest: float) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 3 and os.environ.get("RANK", "0") == rank:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGTERM)  # type: ignore[arg-type]
+                worker.join(timeout=1)
+                assert worker.is_alive()
             os.kill(os.getpid(), signal.SIGTERM)
         return original(parameters, largest)
 
     loop.clip = clip
     run: dict[str, Any] = {"out": out, "resume": resume}
     try:
-        train(small_run(Path(out), optim={"steps": 6}, run=run))
+        train(small_run(Path(out), optim={"steps": 6}, run=run, data={"workers": 1}))
     except Stopped as stopped:
         assert f"behind step 3 of 6; everything is saved: the same command with --out {out} --resume" in str(stopped)
         Path(f"{out}.stopped-{os.environ.get('RANK', '0')}").touch()
@@ -72,3 +78,16 @@ def test_the_handler_before_is_put_back() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert came()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_is_stopped_before_its_first_step_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(small_run(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr("beni.training.run.sigterm_noted", lambda: nullcontext(lambda: True))
+        with pytest.raises(Stopped, match="behind step 0 of 4"):
+            train(small_run(tmp_path / "part"))
+    train(small_run(tmp_path / "part", run={"out": str(tmp_path / "part"), "resume": "auto"}))
+    whole, part = weights(tmp_path / "whole"), weights(tmp_path / "part")
+    assert all(torch.equal(whole[name], part[name]) for name in whole)

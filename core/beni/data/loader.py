@@ -1,9 +1,11 @@
 """Feeds a process its rows: composes documents and loads images in worker processes, in the plan's order."""
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -86,12 +88,19 @@ def batches(
         num_workers=workers,
         prefetch_factor=2 * per_step if workers else None,
         multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_outlive_sigterm if workers else None,
+        generator=torch.Generator(),  # of its own: torch would draw from the one that dropout uses
     )
     stream = iter(loader)
     walk = rows.plan.walk(epoch, step)
     next(walk)
     for _ in range(steps):
         yield (*next(walk), [next(stream) for _ in range(per_step)])
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """A scheduler sends SIGTERM to everybody; the training process needs its workers until it has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Once:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from beni.errors import ConfigError, DataError
+from beni.errors import DataError
 from beni.eval.judge import held_out_loss
 from beni.training import checkpoint
 from beni.training.checkpoint import Position
@@ -20,11 +20,7 @@ EVALUATIONS = 10
 
 
 class Callbacks:
-    """What happens after a step: count, log, validate, checkpoint. The clock stands still while it does.
-
-    Raises:
-        ConfigError: the best weights are to be selected, and no source has a validation split.
-    """
+    """What happens after a step: count, log, validate, checkpoint. The clock stands still while it does."""
 
     def __init__(
         self, run: Run, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any], position: Position
@@ -32,10 +28,9 @@ class Callbacks:
         self.run, self.optimizer, self.facts = run, optimizer, facts
         self.checkpoints = run.folder / "checkpoints"
         self.held_out = held_out(run)
-        self.selects = run.config.run.select == "best"
-        if self.selects and self.held_out is None:
-            raise ConfigError("--select best compares losses on a validation split, and no source has one")
-        self.lowest = checkpoint.lowest_loss(self.checkpoints, position.steps) if self.selects else -inf
+        selects = run.config.run.select == "best"
+        self.lowest = checkpoint.lowest_loss(self.checkpoints, position.steps) if selects else -inf
+        self.saved = position
         self.eval_every = run.config.run.eval_every or max(1, run.total // EVALUATIONS)
         self.totals, self.window = Totals(), Totals()
         if run.processes.is_main:
@@ -68,7 +63,10 @@ class Callbacks:
         self.clock += time.perf_counter() - paused
 
     def save(self, position: Position, best: float | None = None) -> None:
-        """Write a checkpoint; `best` is the validation loss, if it is the lowest so far."""
+        """Write a checkpoint, unless it is there; `best` is the validation loss, if it is the lowest so far."""
+        if position == self.saved and position.steps:
+            return
+        self.saved = position
         model, keep = self.run.built.model, self.run.config.run.keep
         checkpoint.save(
             self.checkpoints, model, self.optimizer, position, self.facts, self.run.processes, keep=keep, best=best

@@ -58,7 +58,8 @@ def save(
         folder: of the run's checkpoints.
         facts: plain values that must be equal on resume (the configuration's hash, threads, world size).
         keep: newest checkpoints that stay, besides the best.
-        best: the validation loss, if it is the lowest so far.
+        best: the validation loss, if it is the lowest so far. Checkpoints of later steps than this one's, left by a run
+            that went on from here in another way, are deleted.
 
     Returns:
         The committed folder.
@@ -74,19 +75,17 @@ def save(
     processes.barrier()
     if processes.is_main:
         files = {file.name: sha256(file) for file in sorted(draft.iterdir())}
-        state = {"position": asdict(position), "facts": dict(facts), "files": files, "val_loss": best}
+        state = {"position": asdict(position), "facts": dict(facts), "files": files}
         _write(draft / STATE, json.dumps(state, indent=1))
         for file in draft.iterdir():
             _flush(file)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
         if best is not None:
-            _point(folder, BEST, final)
-        _point(folder, LATEST, final)
+            _point(folder, BEST, f"{final.name} {best!r}")
+        _point(folder, LATEST, final.name)
         _flush(folder)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
-            if old != named(folder, BEST):
-                shutil.rmtree(old)
+        _prune(folder, position.steps, keep)
     processes.barrier()
     return final
 
@@ -120,8 +119,11 @@ def load(
         optim_state_dict=tensors["optimizer"],
         options=StateDictOptions(strict=False),  # what is frozen is not in it
     )
-    torch.set_rng_state(tensors[_rng(processes)])
-    return Position(**state["position"])
+    position = Position(**state["position"])
+    if position.steps == position.skipped:
+        optimizer.state.clear()  # no step was taken: torch made a state where there was none
+    _generator(processes).set_state(tensors[_rng(processes)])
+    return position
 
 
 def latest(folder: Path) -> Path | None:
@@ -132,16 +134,32 @@ def latest(folder: Path) -> Path | None:
 def named(folder: Path, pointer: str) -> Path | None:
     """The checkpoint that a pointer names, or None."""
     file = folder / pointer
-    return folder / file.read_text().strip() if file.is_file() else None
+    return folder / file.read_text().split()[0] if file.is_file() else None
 
 
 def lowest_loss(folder: Path, steps: int) -> float:
     """Validation loss of the best checkpoint among those made up to a step, or infinity."""
     best = named(folder, BEST)
-    if best is None:
+    if best is None or _steps(best) > steps:
         return inf
-    state = verify(best)
-    return float(state["val_loss"]) if state["position"]["steps"] <= steps else inf
+    return float((folder / BEST).read_text().split()[1])
+
+
+def _prune(folder: Path, steps: int, keep: int) -> None:
+    """Delete what is neither among the newest nor the best, and what lies in the future of a step."""
+    made = sorted(folder.glob("step-*"))
+    best = named(folder, BEST)
+    if best is not None and _steps(best) > steps:
+        (folder / BEST).unlink()
+        best = None
+    past = [path for path in made if _steps(path) <= steps]
+    for path in made:
+        if path not in past[-keep:] and path != best:
+            shutil.rmtree(path)
+
+
+def _steps(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -166,10 +184,13 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Any]:
+    untouched = not optimizer.state
     model_state, optimizer_state = get_state_dict(model, optimizer)
+    if untouched:
+        optimizer.state.clear()  # torch has made one, with a step counted in it
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     trained = {name: value for name, value in model_state.items() if name not in frozen}
-    return {"model": trained, "optimizer": optimizer_state, _rng(processes): torch.get_rng_state()}
+    return {"model": trained, "optimizer": optimizer_state, _rng(processes): _generator(processes).get_state()}
 
 
 @contextmanager
@@ -180,13 +201,19 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def _generator(processes: Processes) -> torch.Generator:
+    """The one that dropout draws from."""
+    device = processes.device
+    return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+
+
 def _rng(processes: Processes) -> str:
     return f"rng_{processes.rank}"
 
 
-def _point(folder: Path, pointer: str, checkpoint: Path) -> None:
+def _point(folder: Path, pointer: str, text: str) -> None:
     draft = folder / f".{pointer}"
-    _write(draft, checkpoint.name)
+    _write(draft, text)
     draft.replace(folder / pointer)
 
 

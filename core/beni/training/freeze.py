@@ -32,6 +32,8 @@ class FreezeRow:
     """Where its weights came from, or `random`."""
 
 
+CHECKSUMS = 1 << 40
+"""How many checksums there are; sums of some thousands of them are exact in a float."""
 ADAPTER = ".adapter"
 """Behind a part's name: its adapters, which are a part by themselves."""
 
@@ -132,7 +134,7 @@ def _decayed(model: nn.Module) -> set[int]:
 
 
 def assert_gradients(model: BeniForConditionalGeneration, table: Iterable[FreezeRow]) -> None:
-    """After the first backward pass: what is trainable got a gradient, what is frozen got none.
+    """After a backward pass: what is trainable got a gradient, what is frozen got none.
 
     Raises:
         ConfigError: names the first parameter that contradicts the table.
@@ -140,7 +142,11 @@ def assert_gradients(model: BeniForConditionalGeneration, table: Iterable[Freeze
     trainable = {row.part: row.trainable for row in table}
     for name, parameter in model.named_parameters():
         if trainable[part_of(name)] and parameter.grad is None:
-            raise ConfigError(f"parameter '{name}' of {part_of(name)} is to be trained but received no gradient")
+            hint = "; its layer is not called, only its weight is read: leave it out with --peft-targets"
+            raise ConfigError(
+                f"parameter '{name}' of {part_of(name)} is to be trained but received no gradient"
+                + (hint if part_of(name).endswith(ADAPTER) else "")
+            )
         if not trainable[part_of(name)] and parameter.grad is not None:
             raise ConfigError(f"parameter '{name}' of {part_of(name)} is frozen but received a gradient")
 
@@ -155,11 +161,16 @@ def show(table: Iterable[FreezeRow]) -> str:
     return "\n".join(lines)
 
 
-def frozen_checksum(model: nn.Module) -> torch.Tensor:
-    """A checksum of all frozen parameters: equal bits give equal sums."""
-    total = torch.zeros((), dtype=torch.float64)
+def frozen_checksum(model: nn.Module, replica: int = 0) -> int:
+    """A checksum of this process's share of all frozen parameters: their bits as whole numbers, added up.
+
+    The sum over the processes of the first replica, modulo `CHECKSUMS`, is that of the whole model, however it is
+    sharded; other replicas add nothing.
+    """
+    total = 0
     for parameter in model.parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and replica == 0:
             local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-            total += local.detach().double().sum().cpu()
-    return total
+            whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[local.element_size()]
+            total += int(local.detach().contiguous().view(whole).sum(dtype=torch.int64))
+    return total % CHECKSUMS

@@ -89,7 +89,8 @@ def train_loop(
             if position.skipped > optim.skip_steps:
                 raise BeniError(
                     f"step {position.steps}: {skipped} is not finite, and {position.skipped - 1} steps were left out "
-                    f"for this before; lower --lr, raise --warmup, or let more steps be left out with --skip-steps"
+                    f"for this before; leave it out with --skip-steps and --resume auto, or begin again with a lower "
+                    f"--lr or a longer --warmup"
                 )
         optimizer.zero_grad(set_to_none=True)
         after_step(StepReport(position, loss, grad_norm, factor, skipped, batches))

@@ -44,6 +44,8 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
     table = freeze.freeze_table(built.model, config.optim, {k: v.origin for k, v in built.loaded.items()})
     if not any(row.trainable for row in table):
         raise ConfigError("nothing is trained: every part was loaded; name some with --train")
+    if config.run.select == "best" and not validation(config.data.data):
+        raise ConfigError("--select best compares losses on a validation split, and no source has one")
     folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
     data = Rows(sources, plan, built.composer, config.run.seed, config.data.augment)
     total = config.optim.steps or _steps(plan, config.optim.epochs)

@@ -55,9 +55,6 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         return _dry_run(run) if procs.is_main else {}
     if procs.is_main:
         _print_table(run)
-        origins = {part: asdict(origin) for part, origin in run.built.loaded.items()}
-        adapted = {adapters.part: adapters.paths for adapters in run.adapters}
-        write_json(run.folder / "config.json", config.to_dict() | {"loaded": origins, "adapted": adapted})
     totals, position, selected = _fit(run, resumed_from)
     save_model(run.folder, run.built, run.adapters, procs)
     samples, predictions, judgement = _judge(run)
@@ -92,12 +89,14 @@ def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Positio
     freeze.apply(model, run.table)
     groups = freeze.parameter_groups(model, run.table, config.optim)
     optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
-    frozen = freeze.frozen_checksum(model)
-    facts = _facts(run) | {"frozen weights": procs.sum(frozen.item())[0]}
+    frozen = freeze.frozen_checksum(model, procs.replica)
+    facts = _facts(run) | {"frozen weights": int(procs.sum(frozen)[0]) % freeze.CHECKSUMS}
     position = Position()
     if resumed_from is not None:
         position = checkpoint.load(resumed_from, model, optimizer, facts, procs)
     callbacks = Callbacks(run, optimizer, facts, position)
+    if procs.is_main:
+        _record(run)
     steps = batches(
         run.rows,
         position.epoch,
@@ -121,16 +120,17 @@ def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Positio
                 after_backward=lambda: freeze.assert_gradients(model, run.table),
                 asked_to_stop=asked_to_stop,
             )
-            if position.steps < run.total:
+            [stopped] = procs.sum(asked_to_stop() or position.steps < run.total)
+            if stopped:
                 callbacks.save(position)
     finally:
         callbacks.metrics.close()
-    if position.steps < run.total:
+    if stopped:
         raise Stopped(
             f"stopped by SIGTERM behind step {position.steps} of {run.total}; everything is saved: the same command "
             f"with --out {run.folder} --resume auto goes on"
         )
-    if not torch.equal(frozen, freeze.frozen_checksum(model)):
+    if frozen != freeze.frozen_checksum(model, procs.replica):
         raise RuntimeError("a frozen parameter changed during training: this is a defect of beni")
     selected = position
     best = checkpoint.named(callbacks.checkpoints, checkpoint.BEST)
@@ -172,11 +172,19 @@ def _print_table(run: Run) -> None:
         print(f"adapters in {adapters.part}: {adapters.summary()}")
 
 
+def _record(run: Run) -> None:
+    """Write `config.json`: every option, and what happened to parts."""
+    loaded = {part: asdict(origin) for part, origin in run.built.loaded.items()}
+    adapted = {adapters.part: adapters.paths for adapters in run.adapters}
+    write_json(run.folder / "config.json", run.config.to_dict() | {"loaded": loaded, "adapted": adapted})
+
+
 def _facts(run: Run) -> dict[str, Any]:
     """What must be equal for a continuation to give the same bits."""
     return {
         "configuration": run.config.training_hash(),
         "processes": run.processes.world,
+        "replicas": run.config.run.replicas,
         "threads": torch.get_num_threads(),
         "dtype": str(run.processes.dtype),
     }
