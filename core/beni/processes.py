@@ -108,8 +108,8 @@ def processes(options: RunOptions) -> Iterator[Processes]:
 def keep_freed_memory() -> None:
     """Have glibc reuse freed memory instead of handing it back to the kernel, from here on and in forked workers.
 
-    Without this every large tensor is mapped anew, and writing to it faults page by page: a quarter of the time of a
-    step on a CPU (docs/performance.md). The price is that a process does not shrink. What the user has set in the
+    Without this every large tensor is mapped anew, and writing to it faults page by page (docs/performance.md has what
+    that costs). The price is that a process does not shrink. What the user has set in the
     environment is left as it is; without glibc nothing happens.
     """
     if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
