@@ -17,6 +17,7 @@ from tests.model.small import CONVERSATIONS, A, B, C, D, E, change_images, disti
 
 TOLERANCE = 1e-6
 """Relative to the largest value, of models in double precision; norms and losses are computed in fp32 there too."""
+TOLERANCE_FP32 = 1e-5
 Trees = Sequence[Sequence[Document]]
 
 
@@ -54,20 +55,32 @@ def gradients(built: Built) -> dict[str, Tensor]:
     return found
 
 
-def assert_near(found: Tensor, expected: Tensor, what: str, scale: float = 0.0) -> None:
+def assert_near(found: Tensor, expected: Tensor, what: str, tolerance: float, scale: float = 0.0) -> None:
     """`scale`: below this, values are rounding errors of sums of larger ones."""
     error = (found - expected).abs().max() / max(float(expected.abs().max()), scale)
-    assert error < TOLERANCE, f"{what} differs by {error:.1e} of its largest value"
+    assert error < tolerance, f"{what} differs by {error:.1e} of its largest value"
 
 
 def test_equals_separate(precise: Built) -> None:
-    docs = documents(precise, *CONVERSATIONS)
+    assert_equals_separate(precise, TOLERANCE)
+
+
+@pytest.mark.parametrize("fusion", ["inline", "xattn"])
+def test_equals_separate_as_trained(fusion: str, built_by: Callable[[str], Built]) -> None:
+    """In fp32, too."""
+    built_by(fusion).model.zero_grad()
+    assert_equals_separate(built_by(fusion), TOLERANCE_FP32)
+
+
+def assert_equals_separate(built: Built, tolerance: float) -> None:
+    """Loss, logits and every gradient of several packings are those of the documents one by one."""
+    docs = documents(built, *CONVERSATIONS)
     what, many, colour, text, three, turns = docs
     assert what.head and what.head_key == many.head_key == colour.head_key
 
-    alone = [target_logits(precise, [[doc]]) for doc in docs]
+    alone = [target_logits(built, [[doc]]) for doc in docs]
     loss = torch.stack([each for each, _ in alone]).sum()
-    wanted = gradients(precise)
+    wanted = gradients(built)
     scale = max(float(gradient.abs().max()) for gradient in wanted.values()) / 50
 
     packings: list[Trees] = [
@@ -76,12 +89,12 @@ def test_equals_separate(precise: Built) -> None:
         [[turns], [text], [many, what], [three], [colour]],
     ]
     for trees in packings:
-        found, logits = target_logits(precise, trees)
+        found, logits = target_logits(built, trees)
         order = [docs.index(doc) for tree in trees for doc in tree]
-        assert_near(found, loss, "the loss")
-        assert_near(logits, torch.cat([alone[i][1] for i in order]), "logits")
-        for name, gradient in gradients(precise).items():
-            assert_near(gradient, wanted[name], f"the gradient of {name}", scale)
+        assert_near(found, loss, "the loss", tolerance)
+        assert_near(logits, torch.cat([alone[i][1] for i in order]), "logits", tolerance)
+        for name, gradient in gradients(built).items():
+            assert_near(gradient, wanted[name], f"the gradient of {name}", tolerance, scale)
 
 
 def test_images_of_other_documents_do_not_matter(precise: Built) -> None:
@@ -203,4 +216,4 @@ def test_equal_images_of_two_documents_share_gradients(built_by: Callable[[str],
         target_logits(built, [[doc]])
     wanted = gradients(built)["connector.layers.0.weight"]
     target_logits(built, [[doc] for doc in docs])
-    assert_near(gradients(built)["connector.layers.0.weight"], wanted, "the connector's gradient")
+    assert_near(gradients(built)["connector.layers.0.weight"], wanted, "the connector's gradient", TOLERANCE)

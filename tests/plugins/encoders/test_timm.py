@@ -70,16 +70,15 @@ def test_saved_with_a_model_it_gives_equal_features(model: str, layers: tuple[in
     built = make("inline", encoders={"main": table})
     built.model.eval().save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    for tensor in (*again.parameters(), *again.buffers()):
+        # Tensors of a file lie at odd addresses, where a processor may add in another order.
+        tensor.data = tensor.data.clone()
     pixels = crops(built.composer.encoders["main"])
-    for kind in ("parameters", "buffers"):
-        saved, loaded = (dict(getattr(m.encoders, f"named_{kind}")()) for m in (built.model, again))
-        assert saved.keys() == loaded.keys() and all(torch.equal(saved[name], loaded[name]) for name in saved)
-    near = {"rtol": 1e-5, "atol": 1e-5}  # where weights lie otherwise in memory, a convolution may add in another order
     with torch.no_grad():
         expected = built.model.encoders["main"](pixels).tokens_ND
-        torch.testing.assert_close(again.encoders["main"](pixels).tokens_ND, expected, **near)
+        assert torch.equal(again.encoders["main"](pixels).tokens_ND, expected)
         batch = inputs(built, CONVERSATIONS)
-        torch.testing.assert_close(again(**batch).logits, built.model(**batch).logits, **near)
+        assert torch.equal(again(**batch).logits, built.model(**batch).logits)
 
 
 @pytest.fixture(scope="module")
