@@ -102,6 +102,36 @@ def test_two_processes_resume_with_the_same_bits_and_tied_weights_stay_tied(tmp_
     assert model.get_input_embeddings().weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
 
 
+def _train(out: str, changes: dict[str, dict[str, Any]]) -> None:
+    train(small_run(Path(out), **changes))
+
+
+def test_one_process_then_two_then_one_go_on_as_one_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same samples in the same order, whoever computes them; losses equal to rounding."""
+    changes: dict[str, dict[str, Any]] = {"optim": {"steps": 6}, "run": {"checkpoint_every": 2, "keep": 3}}
+    train(small_run(tmp_path / "one", **changes))
+    train(small_run(tmp_path / "changing", **changes))
+    checkpoints = tmp_path / "changing" / "checkpoints"
+    changes["run"]["resume"] = "auto"
+    (checkpoints / "latest").write_text("step-00000002")
+    run_ranks(_train, 2, str(tmp_path / "changing"), changes)
+    assert "going on behind step 2 with 2 processes instead of 1" in capfd.readouterr().out
+    (checkpoints / "latest").write_text("step-00000004")
+    train(small_run(tmp_path / "changing", **changes))
+
+    logs = {}
+    for name in ("one", "changing"):
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        logs[name] = [line for line in lines if "loss" in line]
+    assert [line["epoch"] for line in logs["one"]] == [line["epoch"] for line in logs["changing"]]
+    assert [x["loss"] for x in logs["one"]] == pytest.approx([x["loss"] for x in logs["changing"]], rel=1e-5)
+    one, changing = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "changing"))
+    for name in one:
+        torch.testing.assert_close(one[name], changing[name], rtol=1e-4, atol=1e-5)
+    computed = json.loads((tmp_path / "changing" / "result.json").read_text())["computed"]
+    assert [(part["from_step"], part["processes"]) for part in computed] == [(0, 1), (2, 2), (4, 1)]
+
+
 def test_bf16_computes_near_fp32_with_fp32_masters(tmp_path: Path) -> None:
     logs = {}
     for dtype in ("fp32", "bf16"):

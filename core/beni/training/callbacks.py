@@ -1,16 +1,14 @@
 """What happens after a step: count, log, validate, checkpoint."""
 
 import time
-from collections.abc import Mapping
 from math import inf
-from typing import Any
 
 import torch
 
 from beni.errors import DataError
 from beni.eval.judge import held_out_loss
 from beni.training import checkpoint
-from beni.training.checkpoint import Position
+from beni.training.checkpoint import Facts, Position
 from beni.training.loop import StepReport
 from beni.training.metrics import Metrics, Totals, trim
 from beni.training.prepare import Run, held_out
@@ -22,9 +20,7 @@ EVALUATIONS = 10
 class Callbacks:
     """What happens after a step: count, log, validate, checkpoint. The clock stands still while it does."""
 
-    def __init__(
-        self, run: Run, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any], position: Position
-    ) -> None:
+    def __init__(self, run: Run, optimizer: torch.optim.Optimizer, facts: Facts, position: Position) -> None:
         self.run, self.optimizer, self.facts = run, optimizer, facts
         self.checkpoints = run.folder / "checkpoints"
         self.held_out = held_out(run)

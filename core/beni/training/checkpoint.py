@@ -42,12 +42,48 @@ class Position:
     """Of the steps done, those left out because something was not finite."""
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a checkpoint knows of its run besides tensors; plain values."""
+
+    required: Mapping[str, Any]
+    """Must be equal for a continuation to be the same run: the configuration's hash, the frozen weights."""
+    computed: tuple[Mapping[str, Any], ...]
+    """By whom the run was computed: `from_step`, and what decides nothing but the order of sums (processes, threads).
+    One more entry for each continuation in which that differs."""
+
+    def continued(self, path: Path, state: Mapping[str, Any], steps: int) -> "Facts":
+        """These facts, of a run that goes on from a checkpoint's.
+
+        Raises:
+            CheckpointError: the checkpoint is of another run.
+        """
+        made = state["facts"]
+        for name, value in self.required.items():
+            if made["required"].get(name) != value:
+                raise CheckpointError(
+                    f"checkpoint {path} was made with {name} = {made['required'].get(name)}, this run has {value}: "
+                    f"going on would not give the same result; use the same settings, or start a new run"
+                )
+        now, before = dict(self.computed[-1], from_step=steps), tuple(made["computed"])
+        unchanged = now == dict(before[-1], from_step=steps)
+        return Facts(self.required, before if unchanged else (*before, now))
+
+    def change(self) -> str:
+        """What the last continuation changed, for people; empty if nothing."""
+        if len(self.computed) < 2:
+            return ""
+        before, now = self.computed[-2:]
+        names = [name for name in now if name != "from_step" and now[name] != before.get(name)]
+        return ", ".join(f"{now[name]} {name} instead of {before.get(name)}" for name in names)
+
+
 def save(
     folder: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     position: Position,
-    facts: Mapping[str, Any],
+    facts: Facts,
     processes: Processes,
     keep: int = 2,
     best: float | None = None,
@@ -56,7 +92,7 @@ def save(
 
     Args:
         folder: of the run's checkpoints.
-        facts: plain values that must be equal on resume (the configuration's hash, threads, world size).
+        facts: what must be equal on resume, and who computed the run.
         keep: newest checkpoints that stay, besides the best.
         best: the validation loss, if it is the lowest so far. Checkpoints of later steps than this one's, left by a run
             that went on from here in another way, are deleted.
@@ -75,7 +111,7 @@ def save(
     processes.barrier()
     if processes.is_main:
         files = {file.name: sha256(file) for file in sorted(draft.iterdir())}
-        state = {"position": asdict(position), "facts": dict(facts), "files": files}
+        state = {"position": asdict(position), "facts": asdict(facts), "files": files}
         _write(draft / STATE, json.dumps(state, indent=1))
         for file in draft.iterdir():
             _flush(file)
@@ -94,22 +130,23 @@ def load(
     path: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    facts: Mapping[str, Any],
+    facts: Facts,
     processes: Processes,
-) -> Position:
-    """Verify a checkpoint and continue from it.
+) -> tuple[Position, Facts]:
+    """Verify a checkpoint and continue from it, with as many processes as there are now.
+
+    Returns:
+        Where the run goes on, and its facts from there on.
 
     Raises:
         CheckpointError: damaged, or of another run; the message says which file or fact.
     """
     state = verify(path)
-    for name, value in facts.items():
-        if state["facts"].get(name) != value:
-            raise CheckpointError(
-                f"checkpoint {path} was made with {name} = {state['facts'].get(name)}, this run has {value}: going on "
-                f"would not give the same result; use the same settings, or start a new run"
-            )
+    position = Position(**state["position"])
+    facts = facts.continued(path, state, position.steps)
     tensors = _state(model, optimizer, processes)
+    if _rng(processes) not in dcp.FileSystemReader(path).read_metadata().state_dict_metadata:
+        del tensors[_rng(processes)]  # there are more processes than before
     with _quiet():
         dcp.load(tensors, checkpoint_id=path, no_dist=processes.world == 1)
     set_state_dict(
@@ -119,11 +156,11 @@ def load(
         optim_state_dict=tensors["optimizer"],
         options=StateDictOptions(strict=False),  # what is frozen is not in it
     )
-    position = Position(**state["position"])
     if position.steps == position.skipped:
         optimizer.state.clear()  # no step was taken: torch made a state where there was none
-    _generator(processes).set_state(tensors[_rng(processes)])
-    return position
+    if _rng(processes) in tensors:
+        _generator(processes).set_state(tensors[_rng(processes)])
+    return position, facts
 
 
 def latest(folder: Path) -> Path | None:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,25 @@ from beni.processes import Processes, processes
 from beni.sample import Sample
 from beni.training import checkpoint, freeze
 from beni.training.callbacks import Callbacks
-from beni.training.checkpoint import Position
+from beni.training.checkpoint import Facts, Position
 from beni.training.loop import train_loop
 from beni.training.metrics import Totals, peak_memory_bytes, read_lines
 from beni.training.outputs import resume_path, save_model, write_json
 from beni.training.parallel import parallelize
 from beni.training.prepare import Run, prepare
 from beni.training.stop import sigterm_noted
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """How training ended."""
+
+    totals: Totals
+    """Of this process's run since it was started or continued."""
+    position: Position
+    selected: Position
+    """Of which the model's weights are."""
+    facts: Facts
 
 
 def train(config: RunConfig) -> dict[str, Any]:
@@ -55,15 +67,16 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         return _dry_run(run) if procs.is_main else {}
     if procs.is_main:
         _print_table(run)
-    totals, position, selected = _fit(run, resumed_from)
+    fitted = _fit(run, resumed_from)
     save_model(run.folder, run.built, run.adapters, procs)
     samples, predictions, judgement = _judge(run)
     result = {
         **judgement,
-        "steps": position.steps,
-        "skipped_steps": position.skipped,
-        "selected_step": selected.steps,
-        **totals.summary(),
+        "steps": fitted.position.steps,
+        "skipped_steps": fitted.position.skipped,
+        "selected_step": fitted.selected.steps,
+        "computed": list(fitted.facts.computed),
+        **fitted.totals.summary(),
         **_unusable(run.rows.plan.lengths),
         "parameters": _parameters(run.table),
         "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
@@ -78,22 +91,19 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
     return result
 
 
-def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Position]:
-    """Shard, freeze, continue where a checkpoint stopped, and train to the end.
-
-    Returns:
-        What was counted, where training ended, and of which position the model's weights are.
-    """
+def _fit(run: Run, resumed_from: Path | None) -> Fitted:
+    """Shard, freeze, continue where a checkpoint stopped, and train to the end."""
     config, procs, model = run.config, run.processes, run.built.model
     parallelize(model, procs, config.run)
     freeze.apply(model, run.table)
     groups = freeze.parameter_groups(model, run.table, config.optim)
     optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
     frozen = freeze.frozen_checksum(model, procs.replica)
-    facts = _facts(run) | {"frozen weights": int(procs.sum(frozen)[0]) % freeze.CHECKSUMS}
-    position = Position()
+    facts, position = _facts(run, int(procs.sum(frozen)[0]) % freeze.CHECKSUMS), Position()
     if resumed_from is not None:
-        position = checkpoint.load(resumed_from, model, optimizer, facts, procs)
+        position, facts = checkpoint.load(resumed_from, model, optimizer, facts, procs)
+        if procs.is_main and facts.computed[-1]["from_step"] == position.steps and (change := facts.change()):
+            print(f"going on behind step {position.steps} with {change}: the same samples, results equal to rounding")
     callbacks = Callbacks(run, optimizer, facts, position)
     if procs.is_main:
         _record(run)
@@ -135,8 +145,8 @@ def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Positio
     selected = position
     best = checkpoint.named(callbacks.checkpoints, checkpoint.BEST)
     if config.run.select == "best" and best is not None:
-        selected = checkpoint.load(best, model, optimizer, facts, procs)
-    return callbacks.totals.over(procs), position, selected
+        selected, _ = checkpoint.load(best, model, optimizer, facts, procs)
+    return Fitted(callbacks.totals.over(procs), position, selected, facts)
 
 
 def _judge(run: Run) -> tuple[list[Sample], list[Prediction], dict[str, Any]]:
@@ -179,15 +189,20 @@ def _record(run: Run) -> None:
     write_json(run.folder / "config.json", run.config.to_dict() | {"loaded": loaded, "adapted": adapted})
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    """What must be equal for a continuation to give the same bits."""
-    return {
+def _facts(run: Run, frozen: int) -> Facts:
+    """What must be equal for a continuation to be the same run, and what its bits depend on besides."""
+    required = {
         "configuration": run.config.training_hash(),
+        "dtype": str(run.processes.dtype),
+        "frozen weights": frozen,
+    }
+    computed = {
+        "from_step": 0,
         "processes": run.processes.world,
         "replicas": run.config.run.replicas,
         "threads": torch.get_num_threads(),
-        "dtype": str(run.processes.dtype),
     }
+    return Facts(required, (computed,))
 
 
 def _parameters(table: Sequence[freeze.FreezeRow]) -> dict[str, Any]:
