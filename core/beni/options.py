@@ -100,6 +100,9 @@ class OptimConfig:
     """Steps that may be left out because the loss or the gradient is not finite; one more stops the run."""
     train: tuple[str, ...] = ()
     """Parts to train: encoder, encoder.KEY, connector, fusion, llm. By default those that start from random weights."""
+    freeze_layers: Mapping[str, int] = field(default_factory=dict)
+    """How many of the first layers of a part stay frozen while the rest of it is trained: encoder, encoder.KEY,
+    connector, llm."""
 
     def __post_init__(self) -> None:
         _within(self, steps=(0, inf), epochs=(POSITIVE, inf), lr=(0, inf), lr_pretrained=(0, inf), gate_speed=(0, inf))
@@ -108,6 +111,9 @@ class OptimConfig:
             for part, value in getattr(self, name).items():
                 if not 0 <= value < inf:
                     raise ConfigError(f"option '{name}' gives {part} {value}; it must be at least 0")
+        for part, count in self.freeze_layers.items():
+            if count < 0:
+                raise ConfigError(f"option 'freeze_layers' gives {part} {count}; it must be at least 0")
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
             raise ConfigError(
                 f"options 'warmup' {self.warmup:g} and 'decay' {self.decay:g} are shares of one run: together at most 1"

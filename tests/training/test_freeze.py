@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
+from transformers import AutoModelForImageTextToText
 
 from beni.errors import ConfigError
 from beni.model.build import Built, build
 from beni.training import freeze
-from tests.training.small import XATTN, small_run
+from beni.training.run import train
+from tests.training.small import ENCODER, XATTN, small_run
 
 
 def table(tmp_path: Path, origins: dict[str, str] | None = None, **optim: Any) -> dict[str, freeze.FreezeRow]:
@@ -56,6 +59,42 @@ def test_rates_of_nothing_are_refused(tmp_path: Path, option: str) -> None:
         table(tmp_path, {"llm": "a folder"}, **{option: {"llm": 1e-3}})
     with pytest.raises(ConfigError, match=rf"'{option}' gives llm -1"):
         table(tmp_path, **{option: {"llm": -1.0}})
+
+
+def test_the_first_layers_of_a_part_stay_as_they_are(tmp_path: Path) -> None:
+    optim: dict[str, Any] = {"freeze_layers": {"llm": 2}, "steps": 2}
+    train(small_run(tmp_path / "start", llm={"layers": 3}, optim=optim | {"lr": 0.0}))  # the same first weights
+    result = train(small_run(tmp_path / "run", llm={"layers": 3}, optim=optim))
+    before, after = (
+        AutoModelForImageTextToText.from_pretrained(tmp_path / name / "model").llm.state_dict()
+        for name in ("start", "run")
+    )
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    frozen = {name for name in after if ".layers.0." in name or ".layers.1." in name}
+    assert frozen and moved == after.keys() - frozen
+    total = sum(after[name].numel() for name in frozen)
+    assert result["parameters"]["total"] - result["parameters"]["trainable"] == total
+
+
+def test_the_table_says_how_many_layers_are_frozen(tmp_path: Path) -> None:
+    config = small_run(tmp_path, encoders={"main": ENCODER | {"layers": 2}}, optim={"freeze_layers": {"encoder": 1}})
+    rows = freeze.freeze_table(build(config, ["a"]).model, config.optim, {})
+    assert [row.frozen_layers for row in rows] == [1, 0, 0]
+    assert "behind 1" in freeze.show(rows).splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        ({"llm": 3}, r"--freeze-layers llm 3: it has 2 layers"),
+        ({"connector": 1}, r"--freeze-layers connector 1: it has no layers"),
+        ({"lm": 1}, r"--freeze-layers lm: .* did you mean llm"),
+        ({"llm": -1}, r"'freeze_layers' gives llm -1"),
+    ],
+)
+def test_layers_that_are_not_there(tmp_path: Path, frozen: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        table(tmp_path, freeze_layers=frozen)
 
 
 def test_only_weight_matrices_decay_and_gates_are_faster(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from beni.processes import Processes, processes
 from beni.testing.launch import run_ranks
 from beni.testing.small import CONVERSATIONS, make
 from beni.training import checkpoint
-from beni.training.checkpoint import Position
+from beni.training.checkpoint import Facts, Position
 from beni.training.parallel import parallelize
 
 SEED = 7
@@ -81,9 +81,9 @@ def _one_of_two(folder: str, tables: dict[str, Any]) -> None:
         found: dict[str, Any] = {"loss": torch.tensor(procs.sum(float(loss.detach()))[0])}
         found["gradients"] = {name: _whole(p.grad) for name, p in named if p.grad is not None}
         optimizer.step()
-        saved = checkpoint.save(Path(folder) / "checkpoints", built.model, optimizer, Position(1), {}, procs)
+        saved = checkpoint.save(Path(folder) / "checkpoints", built.model, optimizer, Position(1), Facts(), procs)
         again = make(**tables, run={"seed": SEED})
-        checkpoint.load(saved, again.model, _sharded(again, procs), {}, procs)
+        checkpoint.load(saved, again.model, _sharded(again, procs), Facts(), procs)
         found |= {"saved": _state(built.model), "loaded": _state(again.model)}
         if procs.is_main:
             torch.save(found, Path(folder) / "two.pt")

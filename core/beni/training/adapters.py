@@ -17,13 +17,11 @@ from torch import Tensor, nn
 
 from beni.config import PeftOptions
 from beni.errors import ConfigError
-from beni.model.llm import decoder_layers
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.training.parts import LORA, blocks_of
 
 NAME = "default"
 """PEFT's name for the only adapter there is."""
-MARK = re.compile(r"\.lora_")
-"""What is in the name of every parameter of an adapter, and of nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def add_adapters(model: BeniForConditionalGeneration, options: PeftOptions) -> l
         from peft import LoraConfig, inject_adapter_in_model  # a second, for runs that have adapters
 
         module = model.get_submodule(root)
-        every = list(_linear(module, _blocks(model, part)))
+        every = list(_linear(module, blocks_of(model, part) or [module]))
         paths = tuple(path for path in every if re.fullmatch(options.peft_targets or ".*", path))
         if not every:
             raise ConfigError(f"{part} has no linear layers in its blocks: nothing can be adapted")
@@ -89,13 +87,6 @@ def _wanted(model: BeniForConditionalGeneration, options: PeftOptions) -> Iterat
     yield "llm", "llm", options.peft
     for key in model.encoders:
         yield f"encoder.{key}", f"encoders.{key}", options.peft_encoder
-
-
-def _blocks(model: BeniForConditionalGeneration, part: str) -> list[nn.Module]:
-    if part == "llm":
-        return list(decoder_layers(model.llm))
-    encoder: Any = model.encoders[part.partition(".")[2]]
-    return list(encoder.blocks()) or [encoder]
 
 
 def _linear(module: nn.Module, blocks: list[nn.Module]) -> Iterator[str]:
@@ -155,6 +146,6 @@ def save_adapters(folder: Path, added: list[Adapters], state: Mapping[str, Tenso
         own.mkdir(parents=True, exist_ok=True)
         adapters.config.save_pretrained(own)
         start = f"{adapters.root}."
-        found = {n.removeprefix(start): v for n, v in state.items() if n.startswith(start) and MARK.search(n)}
+        found = {n.removeprefix(start): v for n, v in state.items() if n.startswith(start) and LORA.search(n)}
         named = {f"base_model.model.{name.replace(f'.{NAME}', '')}": v.contiguous() for name, v in found.items()}
         save_file(named, own / "adapter_model.safetensors", metadata={"format": "pt"})

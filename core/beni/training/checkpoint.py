@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,9 @@ class Position:
 class Facts:
     """What a checkpoint knows of its run besides tensors; plain values."""
 
-    required: Mapping[str, Any]
+    required: Mapping[str, Any] = field(default_factory=dict)
     """Must be equal for a continuation to be the same run: the configuration's hash, the frozen weights."""
-    computed: tuple[Mapping[str, Any], ...]
+    computed: tuple[Mapping[str, Any], ...] = ({"from_step": 0},)
     """By whom the run was computed: `from_step`, and what decides nothing but the order of sums (processes, threads).
     One more entry for each continuation in which that differs."""
 

@@ -1,7 +1,7 @@
 """What is trained, as data: part → trainable, learning rate, weight decay. Applied after weights are loaded."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,7 @@ from torch import nn
 from beni.config import OptimConfig
 from beni.errors import ConfigError
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.training.adapters import MARK
-
-NEW_TOKENS = "new_tokens"
-"""Embeddings of added tokens: a part that always starts from scratch."""
+from beni.training.parts import ADAPTER, NEW_TOKENS, blocks_of, part_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +20,10 @@ class FreezeRow:
 
     part: str
     parameters: int
-    trainable: bool
+    trained: int
+    """Of its parameters."""
+    frozen_layers: int
+    """So many of its first layers are frozen although it is trained."""
     lr: float
     """Peak learning rate."""
     weight_decay: float
@@ -31,18 +31,14 @@ class FreezeRow:
     origin: str
     """Where its weights came from, or `random`."""
 
+    @property
+    def trainable(self) -> bool:
+        """Whether any of it is trained."""
+        return self.trained > 0
+
 
 CHECKSUMS = 1 << 40
 """How many checksums there are; sums of some thousands of them are exact in a float."""
-ADAPTER = ".adapter"
-"""Behind a part's name: its adapters, which are a part by themselves."""
-
-
-def part_of(name: str) -> str:
-    """The part that a parameter belongs to: encoder.KEY, connector, fusion, llm, new_tokens, or a part's adapters."""
-    first, rest = name.split(".", 1)
-    part = {"encoders": f"encoder.{rest.split('.', 1)[0]}", "level_connectors": "connector"}.get(first, first)
-    return part + ADAPTER if MARK.search(name) else part
 
 
 def freeze_table(
@@ -57,8 +53,8 @@ def freeze_table(
         origins: parts whose weights were loaded, and from where.
 
     Raises:
-        ConfigError: `train`, `part_lr` or `part_weight_decay` names a part that the model does not have; the first one
-            that has adapters, or the latter two one that is frozen.
+        ConfigError: an option names a part that the model does not have, or `train` one that has adapters, or the
+            others one that is frozen; or more layers are to be frozen than there are.
     """
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
@@ -71,19 +67,39 @@ def freeze_table(
     trained |= {part for part in counts if part == NEW_TOKENS or part.endswith(ADAPTER)}
     lr = {part: optim.lr_pretrained if part in origins else optim.lr for part in counts}
     decay = dict.fromkeys(counts, optim.weight_decay)
-    for option, values, given in (
+    frozen = dict.fromkeys(counts, 0)
+    options: list[tuple[str, dict[str, Any], Mapping[str, Any]]] = [
         ("--part-lr", lr, optim.part_lr),
         ("--part-weight-decay", decay, optim.part_weight_decay),
-    ):
+        ("--freeze-layers", frozen, optim.freeze_layers),
+    ]
+    for option, values, given in options:
         for name in sorted(given, key=len):  # encoder before encoder.KEY, which is about less
             meant = _named(name, counts, option)
             if meant and not trained & set(meant):
                 raise ConfigError(f"{option} {name}: {meant[0]} is frozen; leave this out, or train it with --train")
             values.update(dict.fromkeys(meant, given[name]))
+    left = counts | {part: counts[part] - _frozen(model, part, count) for part, count in frozen.items() if count}
     return [
-        FreezeRow(part, count, part in trained, lr[part], decay[part], origins.get(part, "random"))
-        for part, count in counts.items()
+        FreezeRow(
+            part,
+            counts[part],
+            left[part] if part in trained else 0,
+            frozen[part] if part in trained else 0,
+            lr[part],
+            decay[part],
+            origins.get(part, "random"),
+        )
+        for part in counts
     ]
+
+
+def _frozen(model: BeniForConditionalGeneration, part: str, count: int) -> int:
+    """Parameters in the first layers of a part."""
+    layers = blocks_of(model, part)
+    if count > len(layers):
+        raise ConfigError(f"--freeze-layers {part} {count}: it has {len(layers) or 'no'} layers")
+    return sum(p.numel() for layer in layers[:count] for p in layer.parameters())
 
 
 def _named(name: str, parts: Iterable[str], option: str) -> list[str]:
@@ -99,15 +115,32 @@ def _named(name: str, parts: Iterable[str], option: str) -> list[str]:
     return matches
 
 
-def apply(model: BeniForConditionalGeneration, table: Iterable[FreezeRow]) -> None:
+def apply(model: BeniForConditionalGeneration, table: Sequence[FreezeRow]) -> None:
     """Set `requires_grad` by the table."""
-    trainable = {row.part: row.trainable for row in table}
+    trained = trained_names(model, table)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable[part_of(name)])
+        parameter.requires_grad_(name in trained)
+
+
+def trained_names(model: BeniForConditionalGeneration, table: Sequence[FreezeRow]) -> set[str]:
+    """The parameters that the table says are trained."""
+    rows = {row.part: row for row in table}
+    frozen = {
+        (row.part, id(parameter))
+        for row in table
+        if row.frozen_layers
+        for layer in blocks_of(model, row.part)[: row.frozen_layers]
+        for parameter in layer.parameters()
+    }
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if rows[part := part_of(name)].trainable and (part, id(parameter)) not in frozen
+    }
 
 
 def parameter_groups(
-    model: BeniForConditionalGeneration, table: Iterable[FreezeRow], optim: OptimConfig
+    model: BeniForConditionalGeneration, table: Sequence[FreezeRow], optim: OptimConfig
 ) -> list[dict[str, Any]]:
     """Optimizer groups: per part, weight matrices with decay, everything else (norms, biases, latents, embeddings)
     without, and gates, which learn faster."""
@@ -133,21 +166,21 @@ def _decayed(model: nn.Module) -> set[int]:
     return {id(m.weight) for m in model.modules() if isinstance(m, layers)} - embeddings
 
 
-def assert_gradients(model: BeniForConditionalGeneration, table: Iterable[FreezeRow]) -> None:
+def assert_gradients(model: BeniForConditionalGeneration, table: Sequence[FreezeRow]) -> None:
     """After a backward pass: what is trainable got a gradient, what is frozen got none.
 
     Raises:
         ConfigError: names the first parameter that contradicts the table.
     """
-    trainable = {row.part: row.trainable for row in table}
+    trained = trained_names(model, table)
     for name, parameter in model.named_parameters():
-        if trainable[part_of(name)] and parameter.grad is None:
+        if name in trained and parameter.grad is None:
             hint = "; its layer is not called, only its weight is read: leave it out with --peft-targets"
             raise ConfigError(
                 f"parameter '{name}' of {part_of(name)} is to be trained but received no gradient"
                 + (hint if part_of(name).endswith(ADAPTER) else "")
             )
-        if not trainable[part_of(name)] and parameter.grad is not None:
+        if name not in trained and parameter.grad is not None:
             raise ConfigError(f"parameter '{name}' of {part_of(name)} is frozen but received a gradient")
 
 
@@ -156,7 +189,7 @@ def show(table: Iterable[FreezeRow]) -> str:
     lines = [f"{'part':<16}{'parameters':>14}  {'trained':<9}{'peak lr':>9}{'decay':>7}  weights"]
     for row in table:
         lr, decay = (f"{row.lr:.1e}", f"{row.weight_decay:g}") if row.trainable else ("–", "–")
-        trained = "yes" if row.trainable else "frozen"
+        trained = "frozen" if not row.trainable else f"behind {row.frozen_layers}" if row.frozen_layers else "yes"
         lines.append(f"{row.part:<16}{row.parameters:>14,}  {trained:<9}{lr:>9}{decay:>7}  {row.origin}")
     return "\n".join(lines)
 

@@ -208,7 +208,7 @@ def _facts(run: Run, frozen: int) -> Facts:
 def _parameters(table: Sequence[freeze.FreezeRow]) -> dict[str, Any]:
     return {
         "total": sum(row.parameters for row in table),
-        "trainable": sum(row.parameters for row in table if row.trainable),
+        "trainable": sum(row.trained for row in table),
         "per_part": {row.part: row.parameters for row in table},
     }
 
