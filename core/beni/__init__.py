@@ -13,6 +13,7 @@ from beni.model.config import BeniConfig
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.processing import BeniProcessor
 from beni.training.run import train
+from beni.training.stages import train_stages
 
 __version__ = version("beni")
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "build",
     "configure",
     "train",
+    "train_stages",
 ]

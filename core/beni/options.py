@@ -98,6 +98,8 @@ class OptimConfig:
     """Largest norm of the whole gradient."""
     skip_steps: int = 0
     """Steps that may be left out because the loss or the gradient is not finite; one more stops the run."""
+    init: str = ""
+    """Saved model (RUN/model) whose weights the parts of the same names start from; they count as loaded."""
     train: tuple[str, ...] = ()
     """Parts to train: encoder, encoder.KEY, connector, fusion, llm. By default those that start from random weights."""
     freeze_layers: Mapping[str, int] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from beni.cli.options import parse, parse_run
+from beni.cli.options import parse, parse_stages
 from beni.config import Part, RunOptions, choose, held_parts
 from beni.data.spec import judged
 from beni.errors import BeniError, ConfigError, PluginError
@@ -21,11 +21,19 @@ from beni.processes import processes
 from beni.registry import GROUPS, Plugin, available, find
 from beni.sample import IMAGE_MARK, Sample, Turn, image_ref
 from beni.training.run import train as run_training
+from beni.training.stages import train_stages
 
 
 def train(arguments: Sequence[str], program: str) -> None:
-    """Train, judge and save; prints the headline figures."""
-    result = run_training(parse_run(arguments, program))
+    """Train, judge and save; prints the headline figures, of each stage if a file has several."""
+    asked = parse_stages(arguments, program)
+    if list(asked.stages) == [""]:
+        _headline(run_training(asked.stages[""]))
+    else:
+        train_stages(asked.stages, asked.out, asked.only, done=_headline)
+
+
+def _headline(result: dict[str, Any]) -> None:
     if "accuracy" in result:
         keys = ("accuracy", "accuracy_blind", "eval_loss", "steps", "samples_per_s", "tokens_per_s", "wall_s")
         tqdm.write(json.dumps({key: result[key] for key in keys if result.get(key) is not None}), file=sys.stdout)

@@ -4,15 +4,18 @@ import dataclasses
 import io
 import keyword
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from beni.cli import held
 from beni.cli.mistakes import explain, unexpected
+from beni.cli.stages import only, split
 from beni.config import (
     DEFAULT_PARTS,
     OPTION_GROUPS,
@@ -49,6 +52,8 @@ class Selectors:
     llm: Annotated[str, _offered("llm", "A Hugging Face id (owner/name), a folder, or one of")] = DEFAULT_PARTS["llm"]
     config: str = ""
     """TOML or JSON file with the same tables as a run's config.json; options given here override it."""
+    stage: str = ""
+    """Of a file with stages, only this one; it starts from what the one before it saved in --out."""
 
 
 def parse_run(arguments: Sequence[str], program: str) -> RunConfig:
@@ -58,8 +63,46 @@ def parse_run(arguments: Sequence[str], program: str) -> RunConfig:
         BeniError: an unknown part, a wrong option, or a file that cannot be read; one line.
         SystemExit: after --help.
     """
+    stages = parse_stages(arguments, program).stages
+    if list(stages) != [""]:
+        raise ConfigError(f"the file has the stages {', '.join(stages)}, and this is about one run")
+    return stages[""]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a command line asks to train."""
+
+    stages: Mapping[str, RunConfig]
+    """Configurations by name, in order; one without a name where no file has stages."""
+    only: str
+    """The one stage to train; empty for all."""
+    out: str
+    """Folder of all."""
+
+
+def parse_stages(arguments: Sequence[str], program: str) -> Asked:
+    """The stages that a command line asks for. Its options are those of every stage.
+
+    Raises:
+        BeniError: as `parse_run`.
+        SystemExit: after --help.
+    """
     chosen = _selectors(arguments)
-    tables = _tables(chosen, arguments)
+    tables = read_config_file(chosen.config) if chosen.config else {}
+    found = {
+        name: _parse(chosen, _tables(own, chosen, arguments), arguments, program)
+        for name, own in split(tables, chosen.config).items()
+    }
+    out = next(iter(found.values())).run.out
+    if "" not in found and not out:
+        if "auto" in {config.run.resume for config in found.values()}:
+            raise ConfigError("--resume auto continues the stages in --out: name that folder")
+        out = str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(chosen.config).stem}")
+    return Asked(found, only(found, chosen.stage, chosen.config), out)
+
+
+def _parse(chosen: Selectors, tables: dict[str, Any], arguments: Sequence[str], program: str) -> RunConfig:
     try:
         base = run_config_from_dict(tables)
     except BeniError as error:
@@ -115,15 +158,15 @@ def parse(
 
 def _selectors(arguments: Sequence[str]) -> Selectors:
     """Which parts are asked for, ignoring every other option. A file fills in what the command line leaves open."""
-    given = held.given(("encoder", *SINGLE_KINDS, "config"), arguments, lists=("encoder",))
+    given = held.given(("encoder", *SINGLE_KINDS, "config", "stage"), arguments, lists=("encoder",))
     if "encoder" in given:
         given["encoder"] = tuple(given["encoder"])
     return Selectors(**given)
 
 
-def _tables(chosen: Selectors, arguments: Sequence[str]) -> dict[str, Any]:
+def _tables(file: Mapping[str, Any], chosen: Selectors, arguments: Sequence[str]) -> dict[str, Any]:
     """Tables of the configuration: the file's, with the parts that the command line names in place of the file's."""
-    tables = read_config_file(chosen.config) if chosen.config else {}
+    tables = dict(file)
     given = {word.removeprefix("--").partition("=")[0] for word in arguments if word.startswith("--")}
     for kind in SINGLE_KINDS:
         if kind in given or kind not in tables:

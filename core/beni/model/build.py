@@ -18,6 +18,7 @@ from beni.interfaces import ConnectorConfig, LanguageModel, LLMSpec, Provenance,
 from beni.model.config import BeniConfig, spec_to_dict
 from beni.model.llm import decoder_layers
 from beni.model.modeling import BeniForConditionalGeneration, visual_spec
+from beni.model.start import saved_tokenizer, start_from
 from beni.registry import available
 from beni.sample import VISUAL_MARK
 from beni.types import EncoderSpec
@@ -53,7 +54,8 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
     load("connector", config.connector).check(config.connector.config, view, specs)  # type: ignore[attr-defined]
     check_pair(config.connector, config.fusion, specs)
     provider: LanguageModel = load("llm", config.llm)(config.llm.config)
-    tokenizer = provider.tokenizer(texts)
+    init = config.optim.init
+    tokenizer = saved_tokenizer(init) if init else provider.tokenizer(texts)
     layout = view.bound(specs)
     shapes = config.connector.config.shapes(layout, specs)  # type: ignore[attr-defined]
     marks = config.fusion.config.marks(layout, shapes)  # type: ignore[attr-defined]
@@ -90,6 +92,8 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
     for name, part in [*parts, *(("connector", each) for each in model.connectors()), ("fusion", model.fusion)]:
         if provenance := part.load_pretrained():  # type: ignore[operator]
             loaded[name] = provenance
+    if init:
+        loaded |= start_from(model, init)
     forget_paths(model.config)
     composer = Composer(
         template=template,
@@ -189,7 +193,7 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> tup
     `marks` are those that the fusion writes, which nothing predicts.
     """
     new: list[str] = []
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None or tokenizer.eos_token == END:  # of a saved model, to which it was added before
         tokenizer.add_special_tokens({"eos_token": END})
         new.append(END)
     predicted = len(new)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from beni.config import PeftOptions
 from beni.errors import ConfigError
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.training.parts import LORA, blocks_of
+from beni.model.parts import LORA, blocks_of
 
 NAME = "default"
 """PEFT's name for the only adapter there is."""

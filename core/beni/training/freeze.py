@@ -11,7 +11,7 @@ from torch import nn
 from beni.config import OptimConfig
 from beni.errors import ConfigError
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.training.parts import ADAPTER, NEW_TOKENS, blocks_of, part_of
+from beni.model.parts import ADAPTER, NEW_TOKENS, blocks_of, part_of
 
 
 @dataclass(frozen=True, slots=True)

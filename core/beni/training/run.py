@@ -194,6 +194,7 @@ def _facts(run: Run, frozen: int) -> Facts:
     required = {
         "configuration": run.config.training_hash(),
         "dtype": str(run.processes.dtype),
+        "trained parts": [row.part for row in run.table if row.trainable],
         "frozen weights": frozen,
     }
     computed = {

@@ -1,4 +1,4 @@
-"""The parts of a model as training sees them: what a parameter belongs to, and a part's layers."""
+"""The parts of a model: which one a parameter belongs to, and its layers."""
 
 import re
 from collections.abc import Sequence
