@@ -59,6 +59,9 @@ class BatchConfig:
     """Most crops per encoder in a row."""
     row_memory: int = 16384
     """Most visual tokens in a row, wherever the fusion puts them."""
+    order: Literal["shuffled", "length", "modality"] = "shuffled"
+    """What meets in a row and a step of training: whatever comes; samples of similar length; or only samples with
+    images, or only without any, of similar length."""
 
     def __post_init__(self) -> None:
         _within(self, rows=(1, inf), row_tokens=(1, inf), row_images=(1, inf))
