@@ -16,7 +16,8 @@ class DataConfig:
     """What is trained and judged on."""
 
     data: tuple[str, ...] = ("easy_vqa",)
-    """Training data, one SPEC per source: easy_vqa, shapes, llava:FILE, hf:ID, text:FILE; options as ?key=value&…"""
+    """Training data, one SPEC per source: easy_vqa, shapes, llava:FILE, hf:ID, text:FILE; options as ?key=value&…;
+    template=NAME and loss_weight=W belong to every source"""
     weights: tuple[float, ...] = ()
     """Relative number of samples drawn from each source; by default every source once per epoch."""
     eval_data: tuple[str, ...] = ()
