@@ -16,7 +16,8 @@ class DataConfig:
     """What is trained and judged on."""
 
     data: tuple[str, ...] = ("easy_vqa",)
-    """Training data, one SPEC per source: easy_vqa, shapes, llava:FILE, hf:ID, text:FILE; options as ?key=value&…"""
+    """Training data, one SPEC per source: easy_vqa, shapes, llava:FILE, hf:ID, text:FILE; options as ?key=value&…;
+    template=NAME and loss_weight=W belong to every source"""
     weights: tuple[float, ...] = ()
     """Relative number of samples drawn from each source; by default every source once per epoch."""
     eval_data: tuple[str, ...] = ()
@@ -59,6 +60,9 @@ class BatchConfig:
     """Most crops per encoder in a row."""
     row_memory: int = 16384
     """Most visual tokens in a row, wherever the fusion puts them."""
+    order: Literal["shuffled", "length", "modality"] = "shuffled"
+    """What meets in a row and a step of training: whatever comes; samples of similar length; or only samples with
+    images, or only without any, of similar length."""
 
     def __post_init__(self) -> None:
         _within(self, rows=(1, inf), row_tokens=(1, inf), row_images=(1, inf))

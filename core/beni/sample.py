@@ -72,6 +72,10 @@ class Sample:
     images: tuple[ImageRef, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     """Free labels (`{"type": "counting"}`): accuracy is also reported for each value."""
+    template: str = ""
+    """Its chat template, by name or file; empty: the run's. Set from the data spec, as is the next."""
+    loss_weight: float = 1.0
+    """How much each of its targets counts in the loss of a training step."""
 
     def __post_init__(self) -> None:
         if not self.turns:

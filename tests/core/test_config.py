@@ -74,6 +74,7 @@ def test_toml_and_json_files_are_the_same(tmp_path: Path) -> None:
         ({"data": {"data": "easy_vqa"}}, r"table \[data\], option 'data': should be a valid array, not 'easy_vqa'"),
         ({"batch": {"rows": True}}, "option 'rows': should be a valid integer, not True"),
         ({"batch": {"rows": "2"}}, "option 'rows': should be a valid integer, not '2'"),
+        ({"batch": {"order": "size"}}, "option 'order': should be 'shuffled', 'length' or 'modality', not 'size'"),
         ({"batch": {"rows": 2.5}}, "option 'rows': should be a valid integer"),
         ({"optim": {"lr": "fast"}}, "option 'lr': should be a valid number, not 'fast'"),
         ({"optim": {"lr": False}}, "option 'lr': should be a valid number, not False"),
@@ -142,8 +143,10 @@ def test_the_training_hash_says_what_is_learned() -> None:
         changed("connector", num_latents=8),
         changed("data", weights=[1, 2]),
         changed("batch", rows=4),
+        changed("batch", order="length"),
+        changed("data", data=["shapes?images=3&loss_weight=0.5", "easy_vqa"]),
     ]
-    assert len({same, *different}) == 6
+    assert len({same, *different}) == 8
 
 
 def test_whole_defaults_of_floats_do_not_change_the_hash(tmp_path: Path) -> None:

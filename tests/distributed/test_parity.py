@@ -35,13 +35,19 @@ def _train_and_keep_gradients(out: str, changes: dict[str, dict[str, Any]]) -> N
         torch.save(kept, f"{out}.pt")
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-def test_two_processes_equal_one(tmp_path: Path, fusion: str) -> None:
+@pytest.mark.parametrize(
+    ("fusion", "options", "order"),
+    [
+        *((fusion, "", "shuffled") for fusion in FUSIONS),
+        ("inline", "?loss_weight=0.3&template=vicuna", "modality"),
+    ],
+)
+def test_two_processes_equal_one(tmp_path: Path, fusion: str, options: str, order: str) -> None:
     changes: dict[str, dict[str, Any]] = {
         **FUSIONS[fusion],
         # rows of few tokens: in most steps one of the four rows holds only text
-        "data": {"data": [SHAPES, text_file(tmp_path, 200)], "eval_data": [SHAPES], "workers": 0},
-        "batch": {"rows": 4, "row_tokens": 100},
+        "data": {"data": [SHAPES, text_file(tmp_path, 200) + options], "eval_data": [SHAPES], "workers": 0},
+        "batch": {"rows": 4, "row_tokens": 100, "order": order},
         "optim": {"steps": 4},
     }
     _train_and_keep_gradients(str(tmp_path / "one"), changes)

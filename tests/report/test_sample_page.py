@@ -139,3 +139,15 @@ def test_rows_of_a_merged_map_are_told_together(tmp_path: Path, built: dict[str,
     segments = segment_tokens(batch, anyres.composer.image_token, newline=newline)
     assert [id for segment in segments for token in segment.tokens for id in token.ids] == batch.ids_T.tolist()
     assert newline_id(built["inline"].tokenizer) is None
+
+
+def test_segments_say_what_is_said_of_their_source(
+    tmp_path: Path, make_rows: MakeRows, built: dict[str, Built]
+) -> None:
+    *seen, text = questions()
+    samples = [dataclasses.replace(sample, template="plain", loss_weight=0.25) for sample in seen[:3]]
+    html = write(tmp_path, make_rows([*samples, dataclasses.replace(text, loss_weight=2.0)]), built)
+    said = "(template plain, loss weight 0.25)"
+    assert re.findall(r'class="tag">(.*?)</span>', html)[1:] == [
+        "0", f"1 ⟵ 0 {said}", f"2 ⟵ 0 {said}", f"3 ⟵ 0 {said}", "4 (loss weight 2)",
+    ]  # fmt: skip

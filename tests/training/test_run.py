@@ -7,11 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from beni.data.spec import judged
+from beni.data.template import template_source
 from beni.errors import BeniError, CheckpointError, ConfigError, DataError
+from beni.eval.saved import load_saved
 from beni.model.build import build
 from beni.training import freeze
 from beni.training.run import train
-from tests.training.small import FUSIONS, small_run, text_file
+from tests.training.small import FUSIONS, SHAPES, small_run, text_file
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -184,7 +187,10 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         ({"data": {"weights": [1.0, 2.0]}}, "1 sources, 2 weights"),
         ({"run": {"resume": "nowhere"}}, "no checkpoint folder"),
         ({"fusion": {"name": "xattn", "every": 5}}, "wants a block before every 5th layer"),
-        ({"data": {"template": "nowhere"}}, "neither one of plain"),
+        ({"data": {"template": "nowhere"}}, "--template nowhere: neither one of plain"),
+        ({"data": {"data": ["shapes?template=vicunna"]}}, r"data 'shapes\?template=vicunna'.*did you mean vicuna"),
+        ({"data": {"data": ["shapes?loss_weight=-0.5"]}}, r"loss_weight is '-0.5'; it must be a number, at least 0"),
+        ({"data": {"eval_data": ["shapes?template=no"]}}, "template no: neither one of plain"),
     ],
 )
 def test_mistakes_are_told_before_training(tmp_path: Path, changes: dict[str, dict[str, object]], message: str) -> None:
@@ -200,3 +206,37 @@ def test_a_dry_run_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "encoder.main" in said and "plan: 4 steps" in said
     assert (tmp_path / "run" / "sample.html").is_file()
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_dry_run_says_what_each_source_is_trained_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = text_file(tmp_path)
+    data = {"data": [f"{SHAPES}&template=vicuna&loss_weight=0.5", text], "template": "plain"}
+    train(small_run(tmp_path / "run", data=data, batch={"order": "modality"}, run={"dry_run": True}))
+    said = capsys.readouterr().out
+    assert f"data {data['data'][0]}: " in said and "samples, template vicuna, loss weight 0.5\n" in said
+    assert f"data {text}: 12 samples, template plain, loss weight 1\n" in said
+    assert "order modality" in said
+
+
+@pytest.mark.parametrize("order", ["length", "modality"])
+def test_a_resumed_run_in_another_order_ends_with_the_same_bits(tmp_path: Path, order: str) -> None:
+    data = {"data": [SHAPES, f"{text_file(tmp_path, 40)}?loss_weight=0.5&template=vicuna"], "workers": 2}
+    changes = {"optim": {"steps": 6}, "data": data, "batch": {"row_tokens": 200, "order": order}}
+    train(small_run(tmp_path / "whole", **changes))
+    stopped = small_run(tmp_path / "part", run={"checkpoint_every": 2}, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        _stop_after(3, stopped)
+    train(small_run(tmp_path / "part", run={"checkpoint_every": 2, "resume": "auto"}, **changes))
+    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "part"))
+
+
+def test_the_saved_model_keeps_the_runs_template_and_reads_others_by_name(tmp_path: Path) -> None:
+    text = text_file(tmp_path)
+    data = {"data": [SHAPES, f"{text}?template=plain"], "template": "chatml"}
+    train(small_run(tmp_path / "run", data=data, optim={"steps": 1}))
+    _, composer = load_saved(str(tmp_path / "run" / "model"), torch.device("cpu"))
+    chatml, plain = (template_source(name, composer.template.tokenizer) for name in ("chatml", "plain"))
+    assert composer.template.jinja == chatml != plain
+    [samples] = judged([f"{text}?template=plain"], ()).values()
+    read = composer.template.tokenizer.decode(composer.compose(samples[0], prompt_only=True).ids)
+    assert read.strip() == "<bos>say 0 twice"

@@ -60,8 +60,8 @@ class Placement:
 class PackedBatch:
     """One packed row: what a process computes between two communications.
 
-    Position `keep_K[i]` must predict the token `targets_K[i]`; no other position has a target. Plain class: FSDP must
-    not rebuild it.
+    Position `keep_K[i]` must predict the token `targets_K[i]`, which counts `weights_K[i]` in the loss (None: all count
+    alike); no other position has a target. Plain class: FSDP must not rebuild it.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class PackedBatch:
         ids_T: Int[Tensor, " T"],
         keep_K: Int[Tensor, " K"],
         targets_K: Int[Tensor, " K"],
+        weights_K: Float[Tensor, " K"] | None,
         plan: RowPlan,
         visual: VisualInput,
         placement: Placement,
@@ -78,6 +79,7 @@ class PackedBatch:
         self.ids_T = ids_T
         self.keep_K = keep_K
         self.targets_K = targets_K
+        self.weights_K = weights_K
         self.plan = plan
         self.visual = visual
         self.placement = placement
@@ -89,6 +91,7 @@ class PackedBatch:
             self.ids_T.to(device, non_blocking=True),
             self.keep_K.to(device, non_blocking=True),
             self.targets_K.to(device, non_blocking=True),
+            None if self.weights_K is None else self.weights_K.to(device, non_blocking=True),
             self.plan.to(device),
             self.visual.to(device),
             self.placement.to(device),
@@ -105,6 +108,8 @@ class RowStats:
     tokens: int
     """Positions of the language model."""
     targets: int
+    weight: float
+    """Of all targets together: what the summed losses of a step are divided by. Without weights, their number."""
     images: int
     visual_tokens: int
     bad: tuple[tuple[str, str], ...] = ()
@@ -117,6 +122,8 @@ class _Row:
 
     ids: list[np.ndarray]
     targets: list[np.ndarray]
+    weights: list[float]
+    """Of the targets in each segment."""
     positions: list[np.ndarray]
     segments: list[Segment]
     images: list[tuple[int, int, DocumentImage]]
@@ -133,6 +140,7 @@ class _Row:
         targets[:-1] = document.labels[start + 1 : end]
         self.ids.append(document.ids[start:end])
         self.targets.append(targets)
+        self.weights.append(document.sample.loss_weight)
         self.positions.append(np.arange(start, end))
         self.segments.append(Segment(offset, offset + end - start, parent))
         self.images += [(index, offset + i.at - start, i) for i in document.images if start <= i.at < end]
@@ -152,7 +160,7 @@ def pack(trees: Sequence[Sequence[Document]], composer: Composer, prepare: "Prep
     """
     pictures = Pictures(composer, prepare)
     bad: list[tuple[str, str]] = []
-    row = _Row([], [], [], [], [])
+    row = _Row([], [], [], [], [], [])
     samples = 0
     for tree in trees:
         good = []
@@ -172,11 +180,13 @@ def pack(trees: Sequence[Sequence[Document]], composer: Composer, prepare: "Prep
         row.add(dummy, 0, len(dummy), -1)
     ids, targets = np.concatenate(row.ids), np.concatenate(row.targets)
     keep = np.flatnonzero(targets != IGNORE)
+    weights = _weights(row, keep)
     order = distinct([image for _, _, image in row.images])
     stats = RowStats(
         samples=samples,
         tokens=tokens,
         targets=len(keep),
+        weight=float(len(keep) if weights is None else weights.sum(dtype=np.float64)),
         images=len(images),
         visual_tokens=sum(sum(image.counts) for _, _, image in images),
         bad=tuple(bad),
@@ -185,6 +195,7 @@ def pack(trees: Sequence[Sequence[Document]], composer: Composer, prepare: "Prep
         torch.from_numpy(ids),
         torch.from_numpy(keep),
         torch.from_numpy(targets[keep]),
+        None if weights is None else torch.from_numpy(weights),
         plan_row(row.segments, np.concatenate(row.positions)),
         pictures.stack(order),
         _place(row, ids, order, composer),
@@ -202,6 +213,14 @@ def _add_tree(row: _Row, documents: Sequence[Document]) -> None:
             row.add(document, 0, document.head, -1)
             head = len(row.segments) - 1
         row.add(document, document.head, len(document), head)
+
+
+def _weights(row: _Row, keep: np.ndarray) -> np.ndarray | None:
+    """[K] what each target counts; None, and nothing to multiply by, where all of them count once."""
+    if all(weight == 1 for weight in row.weights):
+        return None
+    weights = np.array(row.weights, dtype=np.float32)
+    return np.repeat(weights, [segment.end - segment.start for segment in row.segments])[keep]
 
 
 def _place(row: _Row, ids: np.ndarray, order: Sequence[DocumentImage], composer: Composer) -> Placement:

@@ -73,6 +73,7 @@ class Composer:
     """
 
     template: Template
+    """The run's; samples may name others."""
     view: View
     encoders: Mapping[str, EncoderSpec]
     connector: ConnectorConfig
@@ -91,10 +92,11 @@ class Composer:
 
         Raises:
             DataError: no target in it, or too long; the message names the sample.
+            ConfigError: its template cannot be used.
             ImageError: the size of an image cannot be read.
         """
         try:
-            pieces = self.template.encode(sample.turns, prompt_only)
+            pieces = self.template.named(sample.template).encode(sample.turns, prompt_only)
         except DataError as error:
             raise DataError(f"sample '{sample.id}': {error}") from error
         document = self.assemble(sample, pieces)

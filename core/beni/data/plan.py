@@ -13,11 +13,9 @@ import numpy as np
 
 from beni.config import BatchConfig
 from beni.data.document import IGNORE, Composer
+from beni.data.order import ORDERS
 from beni.errors import DataError
 from beni.sample import Sample
-
-LOOKAHEAD = 32
-"""Rows kept open while packing; a tree goes into the fullest one with room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +68,9 @@ class Plan:
     Args:
         lengths: one per source.
         weights: relative number of samples drawn per source and epoch; empty: every sample once.
-        batch: budgets of a row.
+        batch: budgets of a row, and the order.
         seed: of the order.
-        shuffle: False keeps the order of the data (evaluation).
+        shuffle: False keeps the order of the data, whatever `batch.order` says (evaluation).
 
     Raises:
         DataError: there is nothing to train on.
@@ -121,7 +119,11 @@ class Plan:
         if self.shuffle:
             members = [members[i] for i in rng.permutation(len(members))]
         trees = self._group(members)
-        return self._pack(trees)
+        costs = np.array([self._cost(tree) for tree in trees], dtype=np.int64).reshape(-1, 4)
+        batch = self.batch
+        budget = np.array([batch.row_tokens, batch.row_images, batch.row_crops, batch.row_memory])
+        arrange = ORDERS[batch.order if self.shuffle else "shuffled"]  # which leaves trees as they come
+        return [tuple(trees[number] for number in row) for row in arrange(costs, budget, batch.rows, rng)]
 
     def _draw(self, epoch: int) -> list[Member]:
         """This epoch's samples: source after source, each cycling through its own shuffled passes."""
@@ -173,22 +175,3 @@ class Plan:
         head = int(source.head[first.index]) if len(tree) > 1 else 0
         tokens = head + sum(int(self.lengths[m.source].total[m.index]) - head for m in tree)
         return tokens, *(int(cost[first.index]) for cost in (source.images, source.crops, source.memory))
-
-    def _pack(self, trees: Sequence[Tree]) -> list[Row]:
-        """Best fit over a few open rows, in order, under all budgets; a tree beyond a budget gets a row alone."""
-        batch = self.batch
-        budget = np.array([batch.row_tokens, batch.row_images, batch.row_crops, batch.row_memory])
-        rows: list[list[Tree]] = []
-        used = np.zeros((LOOKAHEAD, len(budget)), dtype=np.int64)  # of the newest rows: row r is at r % LOOKAHEAD
-        for tree in trees:
-            cost = np.array(self._cost(tree))
-            newest = min(len(rows), LOOKAHEAD)
-            fits = (used[:newest] + cost <= budget).all(1)
-            if fits.any():
-                slot = int(np.where(fits, used[:newest, 0], -1).argmax())
-                rows[len(rows) - 1 - (len(rows) - 1 - slot) % LOOKAHEAD].append(tree)
-                used[slot] += cost
-            else:
-                used[len(rows) % LOOKAHEAD] = cost
-                rows.append([tree])
-        return [tuple(row) for row in rows]

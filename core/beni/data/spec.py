@@ -1,10 +1,16 @@
-"""Data specs: `easy_vqa`, `llava:FILE`, `hf:ID?split=train&config=…` to a source and its splits."""
+"""Data specs: `easy_vqa`, `llava:FILE`, `hf:ID?split=train&config=…` to a source and its splits.
+
+Three options belong to every source and not to its own `Config`: `split`, `template` and `loss_weight`.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
 from urllib.parse import parse_qsl
 
 from beni.config import choose
+from beni.data.template import read_template
 from beni.errors import ConfigError, DataError
 from beni.interfaces import Source, load
 from beni.sample import Sample
@@ -12,11 +18,16 @@ from beni.sample import Sample
 
 @dataclass(frozen=True, slots=True)
 class DataSpec:
-    """A parsed spec: the source, and the split if it names one."""
+    """A parsed spec: the source, and what the spec says beside the source's own options."""
 
     text: str
     source: Source
     split: str
+    """Empty if it names none."""
+    template: str
+    """Chat template of this source's samples, by name or file; empty: the run's."""
+    loss_weight: float
+    """How much each target of this source counts in the loss of a training step."""
 
     def samples(self, default_split: str) -> Sequence[Sample] | None:
         """The split that the spec names, else the default one; None if the source has no such split.
@@ -29,7 +40,21 @@ class DataSpec:
             raise DataError(f"data '{self.text}' has no split '{self.split}'")
         if samples is not None and not len(samples):
             raise DataError(f"data '{self.text}', split '{self.split or default_split}', is empty")
-        return samples
+        return With(samples, template=self.template) if samples is not None and self.template else samples
+
+
+class With(Sequence[Sample]):
+    """Samples with some of their fields changed, each when it is asked for."""
+
+    def __init__(self, samples: Sequence[Sample], **fields: Any) -> None:
+        self.samples = samples
+        self.fields = fields
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        return replace(self.samples[index], **self.fields)
 
 
 def parse(text: str) -> DataSpec:
@@ -37,30 +62,50 @@ def parse(text: str) -> DataSpec:
 
     Raises:
         PluginError: an unknown source.
-        ConfigError: an option that the source does not have.
+        ConfigError: an option that the source does not have, a template that is none, or a weight below 0.
     """
     reference, _, query = text.partition("?")
     pairs = parse_qsl(query, keep_blank_values=True)
     options = dict(pairs)
     if len(options) < len(pairs):
         raise ConfigError(f"data '{text}' gives an option twice")
-    split = options.pop("split", "")
+    split, template = options.pop("split", ""), options.pop("template", "")
+    weight = options.pop("loss_weight", "1")
+    if template:
+        try:
+            read_template(template)
+        except ConfigError as error:
+            raise ConfigError(f"data '{text}', template {template}: {error}") from error
     part = choose("source", reference, options, spelled=True)
-    return DataSpec(text, load("source", part)(part.config), split)
+    return DataSpec(text, load("source", part)(part.config), split, template, _weight(weight, text))
+
+
+def _weight(value: str, text: str) -> float:
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = -1
+    if not 0 <= weight < inf:
+        raise ConfigError(f"data '{text}': loss_weight is '{value}'; it must be a number, at least 0")
+    return weight
 
 
 def training(specs: Sequence[str]) -> list[Sequence[Sample]]:
-    """The training samples of every spec.
+    """The training samples of every spec, with their weights in the loss.
 
     Raises:
         DataError: a source without a training split.
+        ConfigError: every source's weight in the loss is 0.
     """
-    found = []
-    for text in specs:
-        samples = parse(text).samples("train")
+    parsed = [parse(text) for text in specs]
+    if not any(spec.loss_weight for spec in parsed):
+        raise ConfigError("every source has loss_weight 0: there would be nothing to learn")
+    found: list[Sequence[Sample]] = []
+    for spec in parsed:
+        samples = spec.samples("train")
         if samples is None:
-            raise DataError(f"data '{text}' has no split 'train': name one with ?split=…")
-        found.append(samples)
+            raise DataError(f"data '{spec.text}' has no split 'train': name one with ?split=…")
+        found.append(samples if spec.loss_weight == 1 else With(samples, loss_weight=spec.loss_weight))
     return found
 
 

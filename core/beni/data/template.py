@@ -62,6 +62,7 @@ class Template:
         )
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
         self._short = lru_cache(maxsize=1 << 14)(self._encode)
+        self.named = lru_cache(maxsize=None)(self._named)
         try:
             self._render([Turn("user", ("a",)), Turn("assistant", ("b",))], prompt=False)
         except DataError as error:
@@ -71,8 +72,24 @@ class Template:
                     f"the chat template is not valid Jinja, line {wrong.lineno}: {wrong.message}"
                 ) from error
 
-    def __reduce__(self) -> tuple[Any, ...]:  # the cache stays behind when a worker process is started
+    def __reduce__(self) -> tuple[Any, ...]:  # the caches stay behind when a worker process is started
         return Template, (self.tokenizer, self.jinja, tuple(self.stop_ids))
+
+    def _named(self, name: str) -> "Template":
+        """Another template with the same tokenizer and ends of answers; read once, and `named` remembers it.
+
+        Args:
+            name: a built-in name or a file; empty: this one.
+
+        Raises:
+            ConfigError: neither, or not valid Jinja.
+        """
+        if not name:
+            return self
+        try:
+            return Template(self.tokenizer, read_template(name), self.stop_ids)
+        except ConfigError as error:
+            raise ConfigError(f"template {name}: {error}") from error
 
     def encode(self, turns: tuple[Turn, ...], prompt_only: bool = False) -> tuple[Piece, ...]:
         """Token pieces of a conversation.
@@ -197,14 +214,26 @@ def template_source(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
                 f"this LLM's tokenizer has no chat template: choose one with --template {'|'.join(BUILT_IN)}"
             )
         return tokenizer.chat_template
+    try:
+        return read_template(name)
+    except ConfigError as error:
+        raise ConfigError(f"--template {name}: {error}") from error
+
+
+def read_template(name: str) -> str:
+    """The Jinja source of a built-in name or a file.
+
+    Raises:
+        ConfigError: neither, or a file that cannot be read; the caller says whose template this is.
+    """
     if name in BUILT_IN:
         return files("beni.data").joinpath("templates", f"{name}.jinja").read_text(encoding="utf-8")
     path = Path(name)
     if not path.is_file():
         close = difflib.get_close_matches(name, BUILT_IN, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"--template {name}: neither one of {', '.join(BUILT_IN)} nor a Jinja file{hint}")
+        raise ConfigError(f"neither one of {', '.join(BUILT_IN)} nor a Jinja file{hint}")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--template {name} cannot be read: {error}") from error
+        raise ConfigError(f"cannot be read: {error}") from error

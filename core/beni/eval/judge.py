@@ -99,21 +99,21 @@ def answer_texts(
 
 
 def held_out_loss(model: BeniForConditionalGeneration, rows: Rows, processes: Processes) -> float:
-    """Mean cross-entropy per target, in nats, over all rows of an unshuffled plan."""
+    """Mean cross-entropy per target, in nats, weighted if the samples are, over all rows of an unshuffled plan."""
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
-    targets = 0
+    weight = 0.0
     with torch.no_grad():
         for step in range(rows.plan.steps(0)):
             share = range(processes.rank, rows.plan.batch.rows, processes.world)
             for number in share:
                 batch = rows[(0, step, number)]
                 total += model(packed=batch.to(processes.device)).loss.double().cpu()
-                targets += batch.stats.targets
+                weight += batch.stats.weight
     model.train(was_training)
-    loss, count = processes.sum(total.item(), targets)
-    return loss / max(count, 1)
+    loss, weight = processes.sum(total.item(), weight)
+    return loss / (weight or 1)
 
 
 def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:

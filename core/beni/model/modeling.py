@@ -48,8 +48,8 @@ from beni.types import EncoderSpec, VisualTokens, Windows
 class BeniOutput(ModelOutput):
     """What a forward pass returns.
 
-    `loss` is the summed cross-entropy of a packed row, or the mean over labels of padded rows; `fusion_context` is what
-    the next decoding step needs of the images.
+    `loss` is the summed, weighted cross-entropy of a packed row, or the mean over labels of padded rows;
+    `fusion_context` is what the next decoding step needs of the images.
     """
 
     loss: Tensor | None = None
@@ -254,7 +254,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return FusionContext(memory_MD, plan.to(embeds_BTD.device), none_V, windows, (memory_MD[:0],) * spec.levels)
 
     def _packed_loss(self, batch: PackedBatch) -> Tensor:
-        """Summed cross-entropy of a packed row; logits exist only where there is a target."""
+        """Summed (and weighted) cross-entropy of a packed row; logits exist only where there is a target."""
         visual = self.see(batch.visual)
         embeds_TD = self.new_tokens.embed(batch.ids_T, self.get_input_embeddings())
         embeds_TD = self._fuse(embeds_TD, visual, batch.placement)
@@ -271,7 +271,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep=batch.keep_K,
             **extra,
         )
-        return summed_cross_entropy(out.logits[0], batch.targets_K)
+        return summed_cross_entropy(out.logits[0], batch.targets_K, batch.weights_K)
 
     # ------------------------------------------------------------------------------------------------- generation
 

@@ -18,6 +18,7 @@ from beni.data.loader import Rows
 from beni.report.pictures import Picture, embed
 from beni.report.render import write_page
 from beni.report.tokens import newline_id, segment_tokens, texts_of, visible
+from beni.sample import Sample
 from beni.types import Box, EncoderSpec, Size
 
 MOST_IMAGES = 4
@@ -38,9 +39,11 @@ def write_sample(path: Path, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> 
         tokenizer: decodes its ids.
     """
     batch = rows[(0, 0, 0)]
-    images = _images(rows, batch)
+    trees = _trees(rows, batch)
+    images = [image for tree in trees for image in rows.composer.compose(tree[0]).images]  # which the tree shares
     shown = distinct(images)[:MOST_IMAGES]
-    segments, hidden = _segments(batch, rows.composer.image_token, _starts(batch, images, rows.composer), tokenizer)
+    starts = _starts(batch, images, rows.composer)
+    segments, hidden = _segments(batch, rows.composer.image_token, starts, tokenizer, _notes(trees))
     values = {
         "stats": batch.stats,
         "segment_count": len(batch.segments),
@@ -109,21 +112,31 @@ class SegmentView:
     index: int
     parent: int
     dummy: bool
+    note: str
+    """What is said of its source: a template, a weight in the loss."""
     hue: int
     """Degrees on the colour wheel."""
     chips: tuple[Chip, ...]
 
 
-def _images(rows: Rows, batch: PackedBatch) -> list[DocumentImage]:
-    """The images of the row's segments in order; documents that share a head share its images."""
+def _trees(rows: Rows, batch: PackedBatch) -> list[list[Sample]]:
+    """The samples of the row's trees, without those that could not be read."""
     unreadable = {name for name, _ in batch.stats.bad}
-    images: list[DocumentImage] = []
-    for tree in rows.plan.step(0, 0)[0]:
-        samples = [rows.sources[member.source][member.index] for member in tree]
-        readable = [sample for sample in samples if sample.id not in unreadable]
-        if readable:
-            images += rows.composer.compose(readable[0]).images
-    return images
+    trees = [[rows.sources[member.source][member.index] for member in tree] for tree in rows.plan.step(0, 0)[0]]
+    readable = [[sample for sample in tree if sample.id not in unreadable] for tree in trees]
+    return [tree for tree in readable if tree]
+
+
+def _notes(trees: Sequence[Sequence[Sample]]) -> list[str]:
+    """One per segment: of a tree of several samples, the first is the head that they share."""
+    notes: list[str] = []
+    for tree in trees:
+        notes += [""] * (len(tree) > 1)
+        for sample in tree:
+            template = [f"template {sample.template}"] if sample.template else []
+            weight = [f"loss weight {sample.loss_weight:g}"] if sample.loss_weight != 1 else []
+            notes.append(", ".join(template + weight))
+    return notes
 
 
 def _starts(batch: PackedBatch, images: Sequence[DocumentImage], composer: Composer) -> set[int]:
@@ -169,7 +182,11 @@ def _seen(pixels: Float[Tensor, "3 height width"], spec: EncoderSpec) -> Image.I
 
 
 def _segments(
-    batch: PackedBatch, image_token: int, starts: set[int], tokenizer: PreTrainedTokenizerBase
+    batch: PackedBatch,
+    image_token: int,
+    starts: set[int],
+    tokenizer: PreTrainedTokenizerBase,
+    notes: Sequence[str],
 ) -> tuple[list[SegmentView], Mapping[str, int]]:
     """The beginning of the strip, and how much of it is not shown."""
     views: list[SegmentView] = []
@@ -184,6 +201,7 @@ def _segments(
             Chip(token.at, visible(text), token.ids[0], token.cols if token.image else 0, token.rows, token.target)
             for token, text in zip(tokens, texts_of(tokenizer, tokens), strict=True)
         )
-        views.append(SegmentView(segment.index, segment.parent, segment.dummy, segment.index * 67 % 360, chips))
+        note = "" if segment.dummy else notes[segment.index]
+        views.append(SegmentView(segment.index, segment.parent, segment.dummy, note, segment.index * 67 % 360, chips))
     hidden = sum(len(segment.tokens) for segment in segments) - sum(len(view.chips) for view in views)
     return views, {"tokens": hidden, "segments": len(segments) - len(views)}

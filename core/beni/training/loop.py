@@ -24,7 +24,7 @@ class StepReport:
     position: Position
     """Behind the step."""
     loss: torch.Tensor
-    """Summed over this process's targets, divided by the global number of targets."""
+    """Summed over this process's targets, divided by the global number of targets, or by their weight."""
     grad_norm: torch.Tensor
     lr_factor: float
     """Share of the peak learning rate."""
@@ -68,13 +68,13 @@ def train_loop(
         factor = lr_factor(position.steps, total, optim)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        targets, stops = processes.sum(sum(batch.stats.targets for batch in batches), asked_to_stop())
+        weight, stops = processes.sum(sum(batch.stats.weight for batch in batches), asked_to_stop())
         if stops:
             break
         loss = torch.zeros((), device=processes.device)
         for number, batch in enumerate(batches, start=1):
             exchange_gradients(model, number == len(batches))
-            share = model(packed=batch.to(processes.device)).loss / max(targets, 1)
+            share = model(packed=batch.to(processes.device)).loss / (weight or 1)
             share.backward()
             loss += share.detach()
         after_backward()

@@ -7,7 +7,7 @@ from pathlib import Path
 from beni.config import RunConfig
 from beni.data.loader import Rows
 from beni.data.plan import Lengths, Plan
-from beni.data.spec import training, validation
+from beni.data.spec import parse, training, validation
 from beni.errors import ConfigError, DataError
 from beni.model.build import Built, build
 from beni.processes import Processes
@@ -38,6 +38,8 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
     if rows % world:
         raise ConfigError(f"--rows {rows} cannot be shared by {world} processes: choose a multiple of {world}")
     sources = training(config.data.data)
+    for spec in config.data.eval_data:
+        parse(spec)  # what is wrong with it is told before training, not after
     built = build(config, _texts(sources))
     plan = _plan(config, built, sources)
     adapters = add_adapters(built.model, config.peft)

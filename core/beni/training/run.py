@@ -182,6 +182,15 @@ def _print_table(run: Run) -> None:
         print(f"adapters in {adapters.part}: {adapters.summary()}")
 
 
+def _print_sources(run: Run) -> None:
+    """What each source is trained with."""
+    data, rows = run.config.data, run.rows
+    for spec, samples, lengths in zip(data.data, rows.sources, rows.plan.lengths, strict=True):
+        first = samples[0]
+        template = first.template or data.template or "of the LLM"
+        print(f"data {spec}: {len(lengths.usable):,} samples, template {template}, loss weight {first.loss_weight:g}")
+
+
 def _record(run: Run) -> None:
     """Write `config.json`: every option, and what happened to parts."""
     loaded = {part: asdict(origin) for part, origin in run.built.loaded.items()}
@@ -225,11 +234,12 @@ def _dry_run(run: Run) -> dict[str, Any]:
     batch = run.rows[(0, 0, 0)]
     stats, samples = batch.stats, sum(len(source.usable) for source in plan.lengths)
     _print_table(run)
+    _print_sources(run)
     print(report.show_batch(batch, run.built.tokenizer, run.built.composer.image_token))
     print(
-        f"plan: {run.total} steps, {plan.steps(0)} per epoch of {samples:,} samples; a step is {config.batch.rows} x "
-        f"{config.batch.row_tokens} tokens at most; the first row has {stats.samples} samples, {stats.tokens} tokens, "
-        f"{stats.targets} targets, {stats.images} images"
+        f"plan: {run.total} steps, {plan.steps(0)} per epoch of {samples:,} samples, order {config.batch.order}; a "
+        f"step is {config.batch.rows} x {config.batch.row_tokens} tokens at most; the first row has {stats.samples} "
+        f"samples, {stats.tokens} tokens, {stats.targets} targets, {stats.images} images"
     )
     report.write_sample(run.folder / "sample.html", run.rows, run.built.tokenizer)
     print(f"wrote {run.folder / 'sample.html'}; nothing was trained (--dry-run)")

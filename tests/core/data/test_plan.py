@@ -1,6 +1,7 @@
 """The plan: everything once, under budgets, from (seed, epoch) alone."""
 
 import dataclasses
+import hashlib
 import itertools
 import pickle
 from collections import Counter
@@ -9,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from beni.data.plan import LOOKAHEAD, Lengths, Member, Plan, Row
+from beni.data.order import LOOKAHEAD, ORDERS
+from beni.data.plan import Lengths, Member, Plan, Row
 from beni.errors import DataError
 from beni.options import BatchConfig
 from beni.sample import ImageRef, Sample, Turn, vqa_sample
@@ -43,8 +45,13 @@ def members(rows: Sequence[Row]) -> list[Member]:
     return [member for row in rows for tree in row for member in tree]
 
 
-def test_every_sample_once_per_epoch(sources: list[list[Sample]]) -> None:
-    plan = Plan(lengths_of(sources), (), BUDGET, seed=0)
+def ordered(order: str, rows: int = 3) -> BatchConfig:
+    return dataclasses.replace(BUDGET, order=order, rows=rows)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_sample_once_per_epoch(sources: list[list[Sample]], order: str) -> None:
+    plan = Plan(lengths_of(sources), (), ordered(order), seed=0)
     everything = {Member(s, i) for s, samples in enumerate(sources) for i in range(len(samples))}
     for epoch in (0, 1, 5):
         planned = members([row for step in range(plan.steps(epoch)) for row in plan.step(epoch, step)])
@@ -101,9 +108,10 @@ def test_many_open_rows_stay_within_their_budget() -> None:
     assert costs[9 : LOOKAHEAD + 9] == [99] * LOOKAHEAD and costs[:9] == [90] * 9
 
 
-def test_trees_share_equal_heads_only(sources: list[list[Sample]]) -> None:
+@pytest.mark.parametrize("order", ORDERS)
+def test_trees_share_equal_heads_only(sources: list[list[Sample]], order: str) -> None:
     make = composer()
-    plan = Plan(lengths_of(sources), (), BatchConfig(rows=2, row_tokens=120), seed=1)
+    plan = Plan(lengths_of(sources), (), BatchConfig(rows=2, row_tokens=120, order=order), seed=1)  # type: ignore[arg-type]
     joined = 0
     for row in plan.rows(0):
         for tree in row:
@@ -116,18 +124,44 @@ def test_trees_share_equal_heads_only(sources: list[list[Sample]]) -> None:
     assert joined > 20
 
 
-def test_the_seed_decides_everything(sources: list[list[Sample]]) -> None:
-    lengths = lengths_of(sources)
-    one, same, other = (Plan(lengths, (1, 2, 1), BUDGET, seed).rows(3) for seed in (7, 7, 8))
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_seed_decides_everything(sources: list[list[Sample]], order: str) -> None:
+    lengths, batch = lengths_of(sources), ordered(order)
+    one, same, other = (Plan(lengths, (1, 2, 1), batch, seed).rows(3) for seed in (7, 7, 8))
     assert one == same != other
-    assert one != Plan(lengths, (1, 2, 1), BUDGET, 7).rows(4)
-    assert pickle.loads(pickle.dumps(Plan(lengths, (1, 2, 1), BUDGET, 7))).rows(3) == one
+    assert one != Plan(lengths, (1, 2, 1), batch, 7).rows(4)
+    assert pickle.loads(pickle.dumps(Plan(lengths, (1, 2, 1), batch, 7))).rows(3) == one
+
+
+def test_shuffled_rows_are_those_of_the_first_release(sources: list[list[Sample]]) -> None:
+    """Golden: a run that is repeated with a later release sees the same rows."""
+    lengths = lengths_of(sources)
+    for weights, digest in (((), "0b2f6bc7ce056ed2"), ((1, 2, 1), "fd9b2ce8bfef89e1")):
+        plan = Plan(lengths, weights, BUDGET, seed=7)
+        rows = [[[[m.source, m.index] for m in tree] for tree in row] for e in (0, 1, 5) for row in plan.rows(e)]
+        assert hashlib.sha256(repr(rows).encode()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_modality_steps_have_images_only_or_none(sources: list[list[Sample]], rows: int) -> None:
+    plan = Plan(lengths_of(sources), (), ordered("modality", rows), seed=0)
+    for epoch in (0, 1):
+        kinds = [
+            {bool(sources[m.source][m.index].images) for m in members(plan.step(epoch, step))}
+            for step in range(plan.steps(epoch))
+        ]
+        per_kind = [sum(kind == {seen} for kind in kinds) for seen in (True, False)]
+        assert min(per_kind) > 2 and sum(len(kind) == 2 for kind in kinds) <= (rows > 1)
+        assert all(len(kind) == 1 for kind in kinds[:-2])
 
 
 def test_without_shuffling_the_order_is_the_datas(sources: list[list[Sample]]) -> None:
     plan = Plan(lengths_of([sources[1]]), (), BatchConfig(rows=1, row_tokens=60), seed=0, shuffle=False)
     assert [row[0][0].index for row in plan.rows(0)] == sorted(row[0][0].index for row in plan.rows(0))
     assert plan.rows(0) == plan.rows(1)
+    for order in ORDERS:
+        again = Plan(plan.lengths, (), dataclasses.replace(plan.batch, order=order), seed=0, shuffle=False)
+        assert again.rows(0) == plan.rows(0)  # of the evaluation, whatever training does
 
 
 def test_weights_are_shares_and_use_every_sample(sources: list[list[Sample]]) -> None:
@@ -153,8 +187,9 @@ def test_a_weight_of_zero_leaves_a_source_out(sources: list[list[Sample]]) -> No
     assert {member.source for member in members(plan.rows(0))} == {1}
 
 
-def test_walking_on_is_the_tail_of_walking(sources: list[list[Sample]]) -> None:
-    plan = Plan(lengths_of(sources), (1, 1, 1), BUDGET, seed=0)
+@pytest.mark.parametrize("order", ORDERS)
+def test_walking_on_is_the_tail_of_walking(sources: list[list[Sample]], order: str) -> None:
+    plan = Plan(lengths_of(sources), (1, 1, 1), ordered(order), seed=0)
     walk = list(itertools.islice(plan.walk(0, 0), 3 * plan.steps(0)))
     for start in (0, 1, plan.steps(0) - 1, plan.steps(0), plan.steps(0) + 2):
         rest = list(itertools.islice(plan.walk(*walk[start]), len(walk) - start))

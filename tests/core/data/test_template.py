@@ -194,3 +194,21 @@ def test_a_template_goes_to_a_worker() -> None:
     template = Template(llama_like(), OWN_FILE, [7])
     again = pickle.loads(pickle.dumps(template))
     assert again.encode(MANY) == template.encode(MANY) and again.stop_ids == template.stop_ids
+
+
+def test_a_template_gives_others_by_name_with_its_tokenizer(tmp_path: Path) -> None:
+    tokenizer = llama_like()
+    own = Template(tokenizer, template_source("vicuna", tokenizer), stop_ids=[7])
+    assert own.named("") is own
+    assert own.named("plain") is own.named("plain")
+    assert (own.named("plain").jinja, own.named("plain").stop_ids) == (
+        template_source("plain", tokenizer),
+        own.stop_ids,
+    )
+    again = pickle.loads(pickle.dumps(own))
+    assert again.named("plain").encode(ONE) == own.named("plain").encode(ONE) != own.encode(ONE)
+    with pytest.raises(ConfigError, match=r"template plian: neither one of .* did you mean plain"):
+        own.named("plian")
+    (tmp_path / "bad.jinja").write_text("{% for %}")
+    with pytest.raises(ConfigError, match=r"template .*bad\.jinja: the chat template is not valid Jinja, line 1"):
+        own.named(str(tmp_path / "bad.jinja"))
