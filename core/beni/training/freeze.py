@@ -12,6 +12,7 @@ from beni.config import OptimConfig
 from beni.errors import ConfigError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.training.adapters import MARK
+from beni.training.quantize import quantized_layers, sizes
 
 NEW_TOKENS = "new_tokens"
 """Embeddings of added tokens: a part that always starts from scratch."""
@@ -29,7 +30,7 @@ class FreezeRow:
     weight_decay: float
     """Of its weight matrices."""
     origin: str
-    """Where its weights came from, or `random`."""
+    """Where its weights came from, or `random`; and the scheme, if it is quantized."""
 
 
 CHECKSUMS = 1 << 40
@@ -53,7 +54,7 @@ def freeze_table(
     Args:
         model: the model; its parameters are counted by part.
         optim: `train` names parts, else those train that start from random weights. Adapters and embeddings of new
-            tokens always train, a part that has adapters never does.
+            tokens always train, a part that has adapters or is quantized never does.
         origins: parts whose weights were loaded, and from where.
 
     Raises:
@@ -61,13 +62,14 @@ def freeze_table(
             that has adapters, or the latter two one that is frozen.
     """
     counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.numel()
+    for name, size in sizes(model):
+        counts[part_of(name)] = counts.get(part_of(name), 0) + size
     adapted = {part for part in counts if part + ADAPTER in counts}
+    quantized = {part_of(path): layer.scheme.name for path, layer in quantized_layers(model).items()}
     wanted = {part for name in optim.train for part in _named(name, counts, "--train")}
     if both := sorted(wanted & adapted):
         raise ConfigError(f"--train {both[0]}: it has adapters, which train while it is frozen; leave out one of them")
-    trained = wanted if optim.train else counts.keys() - origins.keys() - adapted
+    trained = wanted if optim.train else counts.keys() - origins.keys() - adapted - quantized.keys()
     trained |= {part for part in counts if part == NEW_TOKENS or part.endswith(ADAPTER)}
     lr = {part: optim.lr_pretrained if part in origins else optim.lr for part in counts}
     decay = dict.fromkeys(counts, optim.weight_decay)
@@ -80,9 +82,10 @@ def freeze_table(
             if meant and not trained & set(meant):
                 raise ConfigError(f"{option} {name}: {meant[0]} is frozen; leave this out, or train it with --train")
             values.update(dict.fromkeys(meant, given[name]))
+    weights = {part: origins.get(part, "random") for part in counts}
+    weights |= {part: f"{weights[part]}, {scheme}" for part, scheme in quantized.items()}
     return [
-        FreezeRow(part, count, part in trained, lr[part], decay[part], origins.get(part, "random"))
-        for part, count in counts.items()
+        FreezeRow(part, count, part in trained, lr[part], decay[part], weights[part]) for part, count in counts.items()
     ]
 
 
@@ -130,7 +133,8 @@ def _decayed(model: nn.Module) -> set[int]:
     """Ids of the weights of linear and convolutional layers, except where they are tied to an embedding."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return {id(m.weight) for m in model.modules() if isinstance(m, layers)} - embeddings
+    own = (m.named_parameters(recurse=False) for m in model.modules() if isinstance(m, layers))
+    return {id(parameter) for named in own for name, parameter in named if name == "weight"} - embeddings
 
 
 def assert_gradients(model: BeniForConditionalGeneration, table: Iterable[FreezeRow]) -> None:
