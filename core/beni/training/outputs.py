@@ -59,7 +59,8 @@ def resume_path(config: RunConfig) -> Path | None:
 def save_model(folder: Path, built: Built, adapters: list[Adapters], processes: Processes) -> None:
     """Write `model/`, whole and with its tokenizer, whatever the sharding; every process takes part.
 
-    Quantized weights are written as what they stand for, adapters are merged into it, and written by themselves under `adapters/`.
+    Quantized weights are written as what they stand for. Adapters are merged into it, and written by themselves under
+    `adapters/`.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(built.model, options=options)

@@ -1,9 +1,13 @@
 """Quantized bases: the linear layers of the language model's decoder layers, kept in 8 or 4 bits, frozen.
 
-A weight becomes codes, and a few fp32 numbers that scale each group of them. Both are parameters that hold whole numbers,
-so nothing else needs to know them: FSDP2 shards them and does not cast them, the checksum of what is frozen reads their
-bits, checkpoints leave them out. The weight is made of them in fp32 for each product and rounded once, to the precision
-of the computation: a run in bf16 has the same base as one in fp32.
+A weight becomes codes, and a few fp32 numbers that scale each group of them. Both are parameters that hold whole
+numbers, so that little else needs to know them: FSDP2 shards them and does not cast them, the checksum of what is
+frozen reads their bits, checkpoints leave them out. For each product the weight is made of them in fp32 and rounded
+once, to the precision of the computation: a run in bf16 has the same base as one in fp32.
+
+The packages' own layers (`HQQLinear`, `Linear4bit`) are not used: the first keeps its scales out of reach of all of
+this, and its state cannot be gathered from several processes; the second may pack its weight anew when it is evaluated
+on a CPU.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -61,7 +65,7 @@ def _hqq(bits: int) -> Scheme:
 
 
 def _nf4() -> Scheme:
-    """NormalFloat (Dettmers et al. 2023, section 3): codes are quantiles of a normal distribution, one scale a group."""
+    """NormalFloat (Dettmers et al. 2023, section 3): codes are quantiles of a normal distribution, scaled."""
 
     def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
         from bitsandbytes.functional import quantize_4bit
@@ -85,7 +89,7 @@ SCHEMES = {scheme.name: scheme for scheme in (_hqq(8), _hqq(4), _nf4())}
 class QuantizedLinear(nn.Linear):
     """A linear layer whose weight is kept as codes.
 
-    To others, PEFT among them, it is a linear layer: `weight` is the one that the codes stand for, made at every access.
+    To others, PEFT among them, it is a linear layer: `weight` is what the codes stand for, made at every access.
 
     Args:
         layer: the layer that it replaces; its bias is kept as it is.
@@ -128,7 +132,7 @@ class _Product(torch.autograd.Function):
         return nn.functional.linear(input, restore(codes, scales).to(input.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return gradient @ ctx.restore(*ctx.saved_tensors).to(gradient.dtype), None, None, None
 
 
@@ -164,8 +168,8 @@ def check(peft: PeftOptions, optim: OptimConfig) -> None:
         return
     if PART in optim.train:
         raise ConfigError(
-            f"--train {PART} --quant {peft.quant}: quantized weights cannot be trained; leave out one of them, or train "
-            f"adapters in them instead: --peft lora"
+            f"--train {PART} --quant {peft.quant}: quantized weights cannot be trained; leave out one of them, or "
+            f"train adapters in them instead: --peft lora"
         )
     scheme = SCHEMES[peft.quant]
     try:
@@ -206,7 +210,8 @@ def quantize(model: BeniForConditionalGeneration, name: str, device: torch.devic
     if not layers:
         example = f"'{left[0]}' is {root.get_submodule(left[0])}" if left else f"{PART} has none in its decoder layers"
         raise ConfigError(
-            f"--quant {name} takes linear layers with a multiple of {GROUP} inputs and an even number of outputs: {example}"
+            f"--quant {name} takes linear layers with a multiple of {GROUP} inputs and an even number of outputs: "
+            f"{example}"
         )
     return Quantized(PART, name, tuple(layers), tuple(left), before, after)
 
