@@ -243,7 +243,7 @@ OPTION_GROUPS: dict[str, type] = {
 UNTRAINED = ("eval_data", "eval_limit", "eval_batch", "max_new_tokens", "workers", "skip_steps", "init")
 """Options of the data and the optimizer that change nothing in what has been learned; or, as where a run started,
 nothing in how it goes on from a checkpoint."""
-RECORDED = ("loaded", "adapted")
+RECORDED = ("loaded", "adapted", "quantized")
 """Tables of a run's config.json that say what happened, and decide nothing."""
 DEFAULT_PARTS = {"encoder": "tiny", "connector": "mlp", "fusion": "inline", "view": "single", "llm": "tiny"}
 

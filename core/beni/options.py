@@ -127,11 +127,12 @@ class OptimConfig:
 
 
 Adapter = Literal["none", "lora", "rslora", "dora"]
+Quantization = Literal["none", "hqq8", "hqq4", "nf4"]
 
 
 @dataclass(frozen=True, slots=True)
 class PeftOptions:
-    """Low-rank adapters in the linear layers of a part that stays frozen itself (PEFT)."""
+    """Low-rank adapters in the linear layers of a part that stays frozen itself (PEFT), maybe in few bits."""
 
     peft: Adapter = "none"
     """Adapters of the language model: LoRA; rsLoRA, scaled by alpha/√rank; DoRA, with a trained length of each row."""
@@ -146,6 +147,9 @@ class PeftOptions:
     peft_targets: str = ""
     """Regular expression for whole paths of the linear layers that get one (`.*(q|v)_proj`); empty: all of the decoder
     layers, and of an encoder's blocks. Each part that has adapters must have such layers; config.json lists them."""
+    quant: Quantization = "none"
+    """Keep the weights of the linear layers in the language model's decoder layers in 8 or 4 bits, frozen: by HQQ
+    (needs beni[hqq]), or as 4-bit NormalFloat by bitsandbytes (beni[bnb])."""
 
     def __post_init__(self) -> None:
         _within(self, peft_rank=(1, inf), peft_alpha=(POSITIVE, inf), peft_dropout=(0, 1))

@@ -6,7 +6,7 @@ Adapters live inside the layers they adapt, so no forward pass changes and the m
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,14 @@ class Adapters:
     """PEFT's `LoraConfig`."""
 
     def summary(self) -> str:
-        """The paths, those that differ in numbers alone as one with a count."""
-        alike = Counter(re.sub(r"\d+", "*", path) for path in self.paths)
-        return ", ".join(f"{count} x {path}" for path, count in alike.items())
+        """The paths, for people."""
+        return alike(self.paths)
+
+
+def alike(paths: Iterable[str]) -> str:
+    """Paths, those that differ in numbers alone as one with a count."""
+    found = Counter(re.sub(r"\d+", "*", path) for path in paths)
+    return ", ".join(f"{count} x {path}" for path, count in found.items())
 
 
 def add_adapters(model: BeniForConditionalGeneration, options: PeftOptions) -> list[Adapters]:
@@ -60,7 +65,7 @@ def add_adapters(model: BeniForConditionalGeneration, options: PeftOptions) -> l
         from peft import LoraConfig, inject_adapter_in_model  # a second, for runs that have adapters
 
         module = model.get_submodule(root)
-        every = list(_linear(module, blocks_of(model, part) or [module]))
+        every = list(linear_layers(module, blocks_of(model, part) or [module]))
         paths = tuple(path for path in every if re.fullmatch(options.peft_targets or ".*", path))
         if not every:
             raise ConfigError(f"{part} has no linear layers in its blocks: nothing can be adapted")
@@ -89,7 +94,7 @@ def _wanted(model: BeniForConditionalGeneration, options: PeftOptions) -> Iterat
         yield f"encoder.{key}", f"encoders.{key}", options.peft_encoder
 
 
-def _linear(module: nn.Module, blocks: list[nn.Module]) -> Iterator[str]:
+def linear_layers(module: nn.Module, blocks: Iterable[nn.Module]) -> Iterator[str]:
     """Paths of the linear layers in blocks that are called as layers; torch's own attention reads weights instead."""
     from transformers.pytorch_utils import Conv1D
 

@@ -12,6 +12,7 @@ from beni.config import OptimConfig
 from beni.errors import ConfigError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.parts import ADAPTER, NEW_TOKENS, blocks_of, part_of
+from beni.training.quantize import quantized_layers, sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class FreezeRow:
     weight_decay: float
     """Of its weight matrices."""
     origin: str
-    """Where its weights came from, or `random`."""
+    """Where its weights came from, or `random`; and the scheme, if it is quantized."""
 
     @property
     def trainable(self) -> bool:
@@ -49,7 +50,7 @@ def freeze_table(
     Args:
         model: the model; its parameters are counted by part.
         optim: `train` names parts, else those train that start from random weights. Adapters and embeddings of new
-            tokens always train, a part that has adapters never does.
+            tokens always train, a part that has adapters or is quantized never does.
         origins: parts whose weights were loaded, and from where.
 
     Raises:
@@ -57,13 +58,14 @@ def freeze_table(
             others one that is frozen; or more layers are to be frozen than there are.
     """
     counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.numel()
+    for name, size in sizes(model):
+        counts[part_of(name)] = counts.get(part_of(name), 0) + size
     adapted = {part for part in counts if part + ADAPTER in counts}
+    quantized = {part_of(path): layer.scheme.name for path, layer in quantized_layers(model).items()}
     wanted = {part for name in optim.train for part in _named(name, counts, "--train")}
     if both := sorted(wanted & adapted):
         raise ConfigError(f"--train {both[0]}: it has adapters, which train while it is frozen; leave out one of them")
-    trained = wanted if optim.train else counts.keys() - origins.keys() - adapted
+    trained = wanted if optim.train else counts.keys() - origins.keys() - adapted - quantized.keys()
     trained |= {part for part in counts if part == NEW_TOKENS or part.endswith(ADAPTER)}
     lr = {part: optim.lr_pretrained if part in origins else optim.lr for part in counts}
     decay = dict.fromkeys(counts, optim.weight_decay)
@@ -80,6 +82,8 @@ def freeze_table(
                 raise ConfigError(f"{option} {name}: {meant[0]} is frozen; leave this out, or train it with --train")
             values.update(dict.fromkeys(meant, given[name]))
     left = counts | {part: counts[part] - _frozen(model, part, count) for part, count in frozen.items() if count}
+    weights = {part: origins.get(part, "random") for part in counts}
+    weights |= {part: f"{weights[part]}, {scheme}" for part, scheme in quantized.items()}
     return [
         FreezeRow(
             part,
@@ -88,7 +92,7 @@ def freeze_table(
             frozen[part] if part in trained else 0,
             lr[part],
             decay[part],
-            origins.get(part, "random"),
+            weights[part],
         )
         for part in counts
     ]
@@ -163,7 +167,8 @@ def _decayed(model: nn.Module) -> set[int]:
     """Ids of the weights of linear and convolutional layers, except where they are tied to an embedding."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return {id(m.weight) for m in model.modules() if isinstance(m, layers)} - embeddings
+    own = (m.named_parameters(recurse=False) for m in model.modules() if isinstance(m, layers))
+    return {id(parameter) for named in own for name, parameter in named if name == "weight"} - embeddings
 
 
 def assert_gradients(model: BeniForConditionalGeneration, table: Sequence[FreezeRow]) -> None:

@@ -14,6 +14,7 @@ from beni.model.processing import BeniProcessor
 from beni.processes import Processes
 from beni.training import checkpoint
 from beni.training.adapters import Adapters, merge, save_adapters
+from beni.training.quantize import restored
 
 
 def open_folder(config: RunConfig, resumed_from: Path | None) -> Path:
@@ -58,7 +59,8 @@ def resume_path(config: RunConfig) -> Path | None:
 def save_model(folder: Path, built: Built, adapters: list[Adapters], processes: Processes) -> None:
     """Write `model/`, whole and with its tokenizer, whatever the sharding; every process takes part.
 
-    Adapters are merged into it, and written by themselves under `adapters/`.
+    Quantized weights are written as what they stand for. Adapters are merged into it, and written by themselves under
+    `adapters/`.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(built.model, options=options)
@@ -66,7 +68,7 @@ def save_model(folder: Path, built: Built, adapters: list[Adapters], processes: 
         state.pop(alias, None)  # tied tensors are one on disk
     if processes.is_main:
         save_adapters(folder / "adapters", adapters, state)
-        built.model.save_pretrained(folder / "model", state_dict=merge(built.model, state))
+        built.model.save_pretrained(folder / "model", state_dict=merge(built.model, restored(built.model, state)))
         BeniProcessor(built.tokenizer, built.composer).save_pretrained(folder / "model")
     processes.barrier()
 

@@ -15,6 +15,7 @@ from beni.sample import Sample
 from beni.training import freeze
 from beni.training.adapters import Adapters, add_adapters
 from beni.training.outputs import open_folder
+from beni.training.quantize import Quantized, check, quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Run:
     folder: Path
     built: Built
     rows: Rows
+    quantized: Quantized | None
     adapters: list[Adapters]
     table: list[freeze.FreezeRow]
     total: int
@@ -37,21 +39,23 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
     rows, world = config.batch.rows, procs.world
     if rows % world:
         raise ConfigError(f"--rows {rows} cannot be shared by {world} processes: choose a multiple of {world}")
+    check(config.peft, config.optim)
     sources = training(config.data.data)
     for spec in config.data.eval_data:
         parse(spec)  # what is wrong with it is told before training, not after
     built = build(config, _texts(sources))
     plan = _plan(config, built, sources)
+    quantized = quantize(built.model, config.peft.quant, procs.device)
     adapters = add_adapters(built.model, config.peft)
     table = freeze.freeze_table(built.model, config.optim, {k: v.origin for k, v in built.loaded.items()})
     if not any(row.trainable for row in table):
-        raise ConfigError("nothing is trained: every part was loaded; name some with --train")
+        raise ConfigError("nothing is trained: every part was loaded or quantized; name some with --train")
     if config.run.select == "best" and not validation(config.data.data):
         raise ConfigError("--select best compares losses on a validation split, and no source has one")
     folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
     data = Rows(sources, plan, built.composer, config.run.seed, config.data.augment)
     total = config.optim.steps or _steps(plan, config.optim.epochs)
-    return Run(config, procs, folder, built, data, adapters, table, total)
+    return Run(config, procs, folder, built, data, quantized, adapters, table, total)
 
 
 def _plan(config: RunConfig, built: Built, sources: Sequence[Sequence[Sample]]) -> Plan:

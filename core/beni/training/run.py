@@ -178,6 +178,8 @@ def _judge(run: Run) -> tuple[list[Sample], list[Prediction], dict[str, Any]]:
 
 def _print_table(run: Run) -> None:
     print(freeze.show(run.table))
+    if run.quantized:
+        print(f"quantized: {run.quantized.summary()}")
     for adapters in run.adapters:
         print(f"adapters in {adapters.part}: {adapters.summary()}")
 
@@ -195,7 +197,9 @@ def _record(run: Run) -> None:
     """Write `config.json`: every option, and what happened to parts."""
     loaded = {part: asdict(origin) for part, origin in run.built.loaded.items()}
     adapted = {adapters.part: adapters.paths for adapters in run.adapters}
-    write_json(run.folder / "config.json", run.config.to_dict() | {"loaded": loaded, "adapted": adapted})
+    quantized = {run.quantized.part: asdict(run.quantized)} if run.quantized else {}
+    happened = {"loaded": loaded, "adapted": adapted, "quantized": quantized}
+    write_json(run.folder / "config.json", run.config.to_dict() | happened)
 
 
 def _facts(run: Run, frozen: int) -> Facts:
