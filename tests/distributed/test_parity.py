@@ -16,7 +16,7 @@ from beni.training.run import train
 from tests.training.small import FUSIONS, SHAPES, small_run, text_file
 
 
-def _train_and_keep_gradients(out: str, changes: dict[str, dict[str, Any]]) -> None:
+def train_and_keep_gradients(out: str, changes: dict[str, dict[str, Any]]) -> None:
     """Train; the gradients of the first step, whole, go to OUT.pt."""
     original = loop.clip
     kept: list[torch.Tensor] = []
@@ -50,8 +50,8 @@ def test_two_processes_equal_one(tmp_path: Path, fusion: str, options: str, orde
         "batch": {"rows": 4, "row_tokens": 100, "order": order},
         "optim": {"steps": 4},
     }
-    _train_and_keep_gradients(str(tmp_path / "one"), changes)
-    run_ranks(_train_and_keep_gradients, 2, str(tmp_path / "two"), changes)
+    train_and_keep_gradients(str(tmp_path / "one"), changes)
+    run_ranks(train_and_keep_gradients, 2, str(tmp_path / "two"), changes)
 
     one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
     assert len(one) == len(two)
