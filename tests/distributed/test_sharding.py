@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch.multiprocessing import ProcessRaisedException
 
 from beni.errors import ConfigError
 from beni.testing.launch import run_ranks
@@ -44,14 +43,16 @@ def test_replicas_that_do_not_divide_the_processes_are_refused(tmp_path: Path) -
         train(small_run(tmp_path / "run", run={"replicas": 2}))
 
 
-def test_other_replicas_are_told_as_such(tmp_path: Path) -> None:
-    """Not as frozen weights, which they all have alike."""
+def test_a_run_goes_on_with_other_replicas(tmp_path: Path) -> None:
+    """What is frozen has the same checksum, however often it is there."""
     out = str(tmp_path / "run")
-    changes: dict[str, dict[str, Any]] = {"optim": {"train": ["connector"]}, "run": {"out": out}}
+    changes: dict[str, dict[str, Any]] = {"optim": {"train": ["connector"]}, "run": {"checkpoint_every": 2}}
     run_ranks(_train, 2, out, changes)
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-00000002")
     changes["run"] |= {"replicas": 2, "resume": "auto"}
-    with pytest.raises(ProcessRaisedException, match="was made with replicas = 1, this run has 2"):
-        run_ranks(_train, 2, out, changes)
+    run_ranks(_train, 2, out, changes)
+    computed = json.loads((tmp_path / "run" / "result.json").read_text())["computed"]
+    assert [(part["from_step"], part["replicas"]) for part in computed] == [(0, 1), (2, 2)]
 
 
 def _count_reductions(out: str, rows: int, fusion: str) -> None:
