@@ -190,6 +190,15 @@ def test_linear_layers_of_decoder_layers_are_quantized_and_nothing_else(tmp_path
     assert "llm.lm_head.weight" in built.model.state_dict()
 
 
+@four_bits
+def test_a_layer_whose_codes_cannot_be_paired_is_left(tmp_path: Path, scheme: str) -> None:
+    """Two codes of four bits are one byte, of rows that lie half a weight apart."""
+    built = made(tmp_path)
+    built.model.llm.set_submodule("model.layers.0.mlp.gate_proj", nn.Linear(64, 3))
+    found = quantize(built.model, scheme, CPU)
+    assert found is not None and found.left == ("model.layers.0.mlp.gate_proj",) and len(found.layers) == 13
+
+
 @needs_hqq
 def test_the_table_counts_weights_and_names_the_scheme(tmp_path: Path) -> None:
     def table(model: BeniForConditionalGeneration) -> dict[str, freeze.FreezeRow]:
