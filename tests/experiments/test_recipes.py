@@ -75,8 +75,8 @@ def shrunk(tables: dict[str, Any], text: str) -> dict[str, Any]:
         "encoders": dict.fromkeys(tables["encoders"], ENCODER),
         "llm": {"name": "tiny", "width": 32, "layers": 4, "heads": 2, "ff_width": 48},
         "data": tables["data"] | {"data": [SHAPES, text], "weights": weights, "eval_limit": 4, "workers": 0},
-        "batch": tables["batch"] | {"rows": 1, "row_tokens": 4096, "row_images": 2},
+        "batch": tables["batch"] | {"rows": 1, "row_tokens": 4096, "row_images": 1},
         "optim": tables["optim"] | {"steps": 2},
-        "run": tables["run"] | {"device": "cpu"},
+        "run": tables["run"] | {"device": "cpu", "eval_every": 2},
     }
     return tables | changes
