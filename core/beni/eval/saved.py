@@ -1,14 +1,12 @@
 """Loads what a run saved."""
 
-from pathlib import Path
-
 import torch
 from transformers import AutoModelForImageTextToText
 
 from beni.data.document import Composer
-from beni.errors import ConfigError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.processing import BeniProcessor
+from beni.model.saved import model_folder
 
 
 def load_saved(folder: str, device: torch.device) -> tuple[BeniForConditionalGeneration, Composer]:
@@ -17,11 +15,7 @@ def load_saved(folder: str, device: torch.device) -> tuple[BeniForConditionalGen
     Raises:
         ConfigError: the folder is not a saved model; says what it may have meant.
     """
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise ConfigError(f"--model {folder}: no saved model there (a run leaves one in RUN/model when it ends)")
-    if (path / "model" / "config.json").is_file():
-        raise ConfigError(f"--model {folder} is a run; its model is {path / 'model'}")
+    path = model_folder(folder, "--model")
     model = AutoModelForImageTextToText.from_pretrained(path)
     assert isinstance(model, BeniForConditionalGeneration)
     return model.to(device).eval(), BeniProcessor.from_pretrained(path).composer

@@ -4,8 +4,7 @@ A part is taken over where the saved model has one of the same name; any other s
 stage of training may add a fusion or exchange the connector, and keeps what the first one has learned.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from beni.interfaces import Provenance
 from beni.model.config import BeniConfig
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.parts import NEW_TOKENS, part_of
+from beni.model.saved import model_folder
 from beni.weights import find_weights, misfits, read_state_dict, sha256
 
 
@@ -26,12 +26,7 @@ def saved_config(folder: str) -> BeniConfig:
     Raises:
         ConfigError: the folder is not one; says what may have been meant.
     """
-    path = Path(folder)
-    if (path / "model" / "config.json").is_file():
-        raise ConfigError(f"--init {folder} is a run; its model is {path / 'model'}")
-    if not (path / "config.json").is_file():
-        raise ConfigError(f"--init {folder}: no saved model there (a run leaves one in RUN/model when it ends)")
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(model_folder(folder, "--init"))
     if not isinstance(config, BeniConfig):
         raise ConfigError(f"--init {folder} holds a {config.model_type}, which is a part at most: see --llm, --encoder")
     return config
@@ -58,11 +53,8 @@ def start_from(model: BeniForConditionalGeneration, folder: str) -> dict[str, Pr
     """
     config, path = saved_config(folder), find_weights(folder)
     state, origin = read_state_dict(path), Provenance(folder, sha256(path))
-    new = state.pop(f"{NEW_TOKENS}.weight", None)
-    if new is not None:
-        _copy_rows(model, config.new_token_ids, new)
-    before, now = _names(config), _names(model.config)
-    tables, taken = _tables(model), {}
+    before, now, tables = _names(config), _names(model.config), _tables(model)
+    taken = {NEW_TOKENS: origin} if _take_new_tokens(model, config.new_token_ids, state) else {}
     for part, own in _by_part(model).items():
         if part not in before or before[part] != now[part]:
             continue
@@ -108,11 +100,17 @@ def _as_long(saved: Tensor, own: Tensor, is_table: bool) -> Tensor:
     return torch.cat([saved, own[len(saved) :]]) if is_table and saved.shape[1:] == own.shape[1:] else saved
 
 
-def _copy_rows(model: BeniForConditionalGeneration, ids: list[int], rows: Tensor) -> None:
-    """Embeddings of added tokens that both have; tokens are the same where ids are, since the tokenizer is."""
-    saved: Mapping[int, Tensor] = dict(zip(ids, rows, strict=True))
-    weight = model.new_tokens.weight
+def _take_new_tokens(model: BeniForConditionalGeneration, saved: Sequence[int], state: Mapping[str, Tensor]) -> bool:
+    """Copy the embeddings of added tokens that both have; whether these are all that the model has.
+
+    Tokens are the same where their ids are, since the tokenizer is.
+    """
+    weight, own = model.new_tokens.weight, model.new_tokens.ids
+    if weight is None:
+        return False
+    rows = dict(zip(saved, state.get(f"{NEW_TOKENS}.weight", ()), strict=True))
     with torch.no_grad():
-        for row, token in enumerate(model.new_tokens.ids):
-            if weight is not None and token in saved:
-                weight[row].copy_(saved[token])
+        for row, token in enumerate(own):
+            if token in rows:
+                weight[row].copy_(rows[token])
+    return rows.keys() >= set(own)
