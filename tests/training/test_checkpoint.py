@@ -1,5 +1,6 @@
 """Which checkpoints stay, and which weights are judged and saved."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from beni.config import RunConfig
-from beni.errors import ConfigError, Stopped
+from beni.errors import CheckpointError, ConfigError, Stopped
 from beni.training import callbacks
 from beni.training.run import train
 from tests.training.small import small_run, text_file
@@ -109,3 +110,12 @@ def test_the_best_needs_a_validation_split(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--select best compares losses on a validation split"):
         train(small_run(tmp_path / "run", data=data, run={"select": "best"}))
     assert not (tmp_path / "run").exists(), "the corrected command would be refused"
+
+
+def test_a_checkpoint_of_an_earlier_version_is_told_as_such(tmp_path: Path) -> None:
+    train(small_run(tmp_path / "run", run={"checkpoint_every": 2}))
+    state = tmp_path / "run" / "checkpoints" / "step-00000004" / "state.json"
+    held = json.loads(state.read_text())
+    state.write_text(json.dumps(held | {"facts": held["facts"]["required"]}))
+    with pytest.raises(CheckpointError, match="written by an earlier version of beni"):
+        train(small_run(tmp_path / "run", run={"checkpoint_every": 2, "resume": "auto"}))

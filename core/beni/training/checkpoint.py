@@ -59,6 +59,11 @@ class Facts:
             CheckpointError: the checkpoint is of another run.
         """
         made = state["facts"]
+        if "required" not in made:
+            raise CheckpointError(
+                f"checkpoint {path} was written by an earlier version of beni, which did not note who computed a run: "
+                f"go on with that version, or start a new run from a model that it saved (--init)"
+            )
         for name, value in self.required.items():
             if made["required"].get(name) != value:
                 raise CheckpointError(
