@@ -87,6 +87,8 @@ def test_mistakes_on_the_command_line(file: Path, line: str, message: str) -> No
         ("[[stages]]\nsteps = 4", "stage 1 needs a name of letters, digits, - and _, not None"),
         ("[[stages]]\nname = 'a/b'", "not 'a/b'"),
         ("[[stages]]\nname = 'a'\n[[stages]]\nname = 'a'", "two stages have the name 'a'"),
+        ("[optim]\ninit = 'm'\n[[stages]]\nname = 'a'", r"init is where the first stage starts"),
+        ("[[stages]]\nname = 'a'\n[stages.run]\nout = 'b'", "stage 'a' names a folder; its own is always OUT/a"),
         ("[stages]\nname = 'a'", r"stages are tables in a list, each \[\[stages\]\] with a name"),
         ("[[stages]]\nname = 'a'\n[stages.optm]\nlr = 1", r"no table \[optm\]: did you mean \[optim\]\?"),
     ],

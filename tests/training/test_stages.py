@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,36 @@ def test_stages_that_ended_are_not_trained_again(tmp_path: Path, monkeypatch: py
     assert trained == [str(whole / "tune")] and list(results) == ["align", "tune"]
     again = weights(whole / "tune")
     assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_a_stage_that_ended_with_other_options_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    train_stages(two(tmp_path), tmp_path, only="align")
+    other = two(tmp_path, resume="auto", batch={"row_tokens": 256})
+    with pytest.raises(ConfigError, match=r"stage align has ended in .*, with other options"):
+        train_stages(other, tmp_path)
+    assert list(train_stages(two(tmp_path, resume="auto", data={"eval_limit": 2}), tmp_path)) == ["align", "tune"]
+
+
+def test_where_stages_start(tmp_path: Path) -> None:
+    """One `init` for all, as from the command line, is that of the first; or of the only one that is trained."""
+
+    def starts(align: str, tune: str, only: str = "") -> list[str]:
+        configs = two(tmp_path)
+        for name, init in (("align", align), ("tune", tune)):
+            configs[name] = replace(configs[name], optim=replace(configs[name].optim, init=init))
+        return [config.optim.init for config in stages.chained(configs, "out", only).values()]
+
+    assert starts("", "") == ["", "out/align/model"]
+    assert starts("a", "a") == ["a", "out/align/model"]
+    assert starts("a", "b") == ["a", "b"]
+    assert starts("a", "a", only="tune")[1] == "a"
+    assert starts("a", "", only="tune")[1] == "out/align/model"
+
+
+@pytest.mark.parametrize(("names", "only"), [(["align", "tune"], "tun"), ([], "")])
+def test_stages_that_are_not_there(tmp_path: Path, names: list[str], only: str) -> None:
+    with pytest.raises(ConfigError, match="there is no stage"):
+        train_stages({name: config for name, config in two(tmp_path).items() if name in names}, tmp_path, only)
 
 
 def test_one_stage_alone_starts_from_what_is_there(tmp_path: Path) -> None:

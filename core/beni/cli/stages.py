@@ -17,7 +17,8 @@ def split(tables: Mapping[str, Any], file: str) -> dict[str, Tables]:
     [[stages]] is one stage without a name.
 
     Raises:
-        ConfigError: a stage without a name, with one that another has, or with one that cannot be a folder's.
+        ConfigError: a stage without a name, with one that another has, or with one that cannot be a folder's; a start
+            that would be that of every stage, or a folder that a stage cannot have.
     """
     base = {name: table for name, table in tables.items() if name != "stages"}
     stages = tables.get("stages")
@@ -25,6 +26,8 @@ def split(tables: Mapping[str, Any], file: str) -> dict[str, Tables]:
         return {"": base}
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, Mapping) for stage in stages):
         raise ConfigError(f"{file}: stages are tables in a list, each [[stages]] with a name")
+    if "init" in _table(base, "optim"):
+        raise ConfigError(f"{file}: init is where the first stage starts: put it into its [stages.optim]")
     found: dict[str, Tables] = {}
     for number, stage in enumerate(stages, 1):
         name = stage.get("name")
@@ -32,6 +35,10 @@ def split(tables: Mapping[str, Any], file: str) -> dict[str, Tables]:
             raise ConfigError(f"{file}: stage {number} needs a name of letters, digits, - and _, not {name!r}")
         if name in found:
             raise ConfigError(f"{file}: two stages have the name '{name}'")
+        if "out" in _table(stage, "run"):
+            raise ConfigError(
+                f"{file}: stage '{name}' names a folder; its own is always OUT/{name}: put out into [run]"
+            )
         found[name] = _merged(base, {key: table for key, table in stage.items() if key != "name"})
     return found
 
@@ -48,6 +55,12 @@ def only(stages: Mapping[str, Any], wanted: str, file: str) -> str:
         hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(names) or 'none'}"
         raise ConfigError(f"--stage {wanted}: {file or 'the command line'} has no such stage: {hint}")
     return wanted
+
+
+def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table that is there and is one; else an empty one."""
+    found = tables.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _merged(base: Tables, changes: Tables) -> Tables:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from beni.config import RunConfig
+from beni.config import RunConfig, read_config_file, run_config_from_dict
 from beni.errors import ConfigError
 from beni.processes import processes
 from beni.training.run import train
@@ -22,7 +22,8 @@ def train_stages(
     """Train stages in order; each is a run of its own, in a folder of its own.
 
     Args:
-        stages: configurations by name. One that says nothing of `init` starts from the model of the one before it.
+        stages: configurations by name. Each starts from the model of the one before it; the first one where its
+            `init` says, and so does a later one that has an `init` of its own.
         out: folder of all; that of a stage is OUT/NAME.
         only: the one stage to train; empty for all.
         done: called with a stage's result, in the main process, when it has ended.
@@ -31,11 +32,14 @@ def train_stages(
         What each stage's `result.json` holds. With `resume = auto`, of those that ended before it is read.
 
     Raises:
+        ConfigError: there is no such stage; or one that ended had other options.
         BeniError: as `train`; the stages before are done, and `resume = auto` goes on behind them.
     """
+    if not stages or (only and only not in stages):
+        raise ConfigError(f"there is no stage {only}: it has {', '.join(stages) or 'none'}")
     results: dict[str, dict[str, Any]] = {}
     with processes(next(iter(stages.values())).run) as procs:  # one group for all
-        chain = chained(stages, procs.from_main(str(out)))
+        chain = chained(stages, procs.from_main(str(out)), only)
         for name, config in chain.items():
             if only and name != only:
                 continue
@@ -45,9 +49,8 @@ def train_stages(
                 if procs.is_main:
                     print(f"stage {name} starts from {config.optim.init}, which is not there yet")
                 break
-            ended = Path(config.run.out) / "result.json"
-            if config.run.resume == "auto" and ended.is_file():
-                results[name] = json.loads(ended.read_text(encoding="utf-8"))
+            if config.run.resume == "auto" and (ended := _ended(name, config)) is not None:
+                results[name] = ended
                 continue
             if procs.is_main:
                 print(f"stage {name}: {config.run.out}")
@@ -58,13 +61,36 @@ def train_stages(
     return results
 
 
-def chained(stages: Mapping[str, RunConfig], out: str) -> dict[str, RunConfig]:
-    """Give each stage its folder, and the weights that it starts from."""
+def chained(stages: Mapping[str, RunConfig], out: str, only: str = "") -> dict[str, RunConfig]:
+    """Give each stage its folder, and the weights that it starts from.
+
+    An `init` that all have alike, as from the command line, is where the first one starts, or the only one.
+    """
+    first = next(iter(stages.values())).optim.init
     chain: dict[str, RunConfig] = {}
     before = ""
     for name, config in stages.items():
+        own = config.optim.init if not before or name == only or config.optim.init != first else ""
         folder = Path(out) / name
-        optim = replace(config.optim, init=config.optim.init or before)
+        optim = replace(config.optim, init=own or before)
         chain[name] = replace(config, optim=optim, run=replace(config.run, out=str(folder)))
         before = str(folder / "model")
     return chain
+
+
+def _ended(name: str, config: RunConfig) -> dict[str, Any] | None:
+    """The result of a stage that has ended; None of one that has not.
+
+    Raises:
+        ConfigError: it was trained with other options than it has now.
+    """
+    folder = Path(config.run.out)
+    if not (folder / "result.json").is_file():
+        return None
+    trained = run_config_from_dict(read_config_file(folder / "config.json"))
+    if trained.training_hash() != config.training_hash():
+        raise ConfigError(
+            f"stage {name} has ended in {folder}, with other options than these (its config.json has them): use those, "
+            f"or train all stages into another --out"
+        )
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
