@@ -9,6 +9,8 @@ from beni.errors import ConfigError
 
 POSITIVE = 5e-324
 """The smallest number that is not zero."""
+MOST_SECONDS = 1e6
+"""Longest time-out: twelve days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,8 @@ class RunOptions:
     matrix products, convolutions and attention."""
     activation_checkpointing_every: int = 1
     """Blocks for which this is done: every n-th of an encoder, of a connector, of the language model."""
+    timeout: float = 600.0
+    """Seconds that processes wait for one that does not answer before they end and name it."""
     seed: int = 0
     dry_run: bool = False
     """Build everything, print the freeze table, the plan and one decoded batch, write sample.html, and stop."""
@@ -182,6 +186,7 @@ class RunOptions:
             replicas=(1, inf),
             activation_checkpointing_every=(1, inf),
             log_every=(1, inf),
+            timeout=(1, MOST_SECONDS),
             seed=(0, inf),
         )
 

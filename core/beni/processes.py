@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from beni.config import RunOptions
-from beni.errors import ConfigError
-
-TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for another before it gives up."""
+from beni.errors import BeniError, ConfigError, LostRank, first_line
+from beni.peers import Peers
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """glibc's numbers for `mallopt` (malloc.h)."""
@@ -34,6 +33,8 @@ class Processes:
     """Of the computation; parameters are kept in fp32."""
     mesh: DeviceMesh | None
     """(replicas, processes of a replica); over the second the model is sharded. None when nothing needs FSDP."""
+    peers: Peers | None = None
+    """The others, where there are any."""
 
     @property
     def is_main(self) -> bool:
@@ -50,7 +51,8 @@ class Processes:
         if self.world == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
+        with self._waiting():
+            dist.all_reduce(tensor)
         return tensor.tolist()
 
     def all(self, flag: bool) -> bool:
@@ -62,7 +64,8 @@ class Processes:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        with self._waiting():
+            dist.all_gather_object(values, value)
         return values
 
     def from_main(self, value: Any) -> Any:
@@ -70,9 +73,28 @@ class Processes:
         return self.gather(value)[0]
 
     def barrier(self) -> None:
-        """Wait for everybody."""
-        if self.world > 1:
+        """Wait for everybody: longer than the time-out for those who are alive and have much to do."""
+        if self.peers is not None:
+            self.peers.meet()
+        elif self.world > 1:
             self.sum(0.0)
+
+    def doing(self, what: str) -> None:
+        """Tell the others what this process does now, for messages about it (`in step 18`)."""
+        if self.peers is not None:
+            self.peers.doing = what
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """For the others; if they do not come, it says who."""
+        began = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:  # of all backends, whatever has happened
+            lost = None if self.peers is None else self.peers.lost(time.monotonic() - began)
+            if lost is None:
+                raise
+            raise lost from error
 
 
 @contextmanager
@@ -91,18 +113,78 @@ def processes(options: RunOptions) -> Iterator[Processes]:
         keep_freed_memory()
     needs_fsdp = world > 1 or dtype is not torch.float32
     started = needs_fsdp and not dist.is_initialized()
-    if started:
-        arguments: dict[str, Any] = {"rank": 0, "world_size": 1, "store": dist.HashStore()} if world == 1 else {}
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
-    shape = (options.replicas, world // options.replicas)
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")) if needs_fsdp else None
+    peers = _join(options, rank, world, device) if started else None
+    with _told(peers):
+        mesh = None
+        try:
+            shape = (options.replicas, world // options.replicas)
+            names = ("replicate", "shard")
+            mesh = init_device_mesh(device.type, shape, mesh_dim_names=names) if needs_fsdp else None
+            yield Processes(rank, world, device, dtype, mesh, peers)
+        finally:
+            if started:
+                dist.destroy_process_group()
+                _end_threads(mesh)
+
+
+def _join(options: RunOptions, rank: int, world: int, device: torch.device) -> Peers | None:
+    """Form the group; returns the others, if there are any.
+
+    Raises:
+        LostRank: not all have come in time.
+    """
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=options.timeout)
+    if world == 1:
+        dist.init_process_group(backend, timeout=timeout, rank=0, world_size=1, store=dist.HashStore())
+        return None
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        yield Processes(rank, world, device, dtype, mesh)
-    finally:
-        if started:
-            dist.destroy_process_group()
-            _end_threads(mesh)
+        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+        peers = Peers(store, rank, world, options.timeout, f"{'torchrun' if launched else 'rank 0'} at {address}")
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world)
+    except RuntimeError as error:
+        raise LostRank(
+            f"the {world} processes have not come together at {address} within {options.timeout:g} s: look for one "
+            f"that did not start or cannot reach this address, or wait longer with --timeout ({first_line(error)})"
+        ) from error
+    return peers
+
+
+@contextmanager
+def _told(peers: Peers | None) -> Iterator[None]:
+    """Before this process goes, the others learn why; if it goes because of them, the error says so."""
+    if peers is None:
+        yield
+        return
+    try:
+        yield
+        peers.doing = "at the end"
+        peers.meet()
+    except LostRank as error:
+        peers.leave("bereft", str(error))
+        raise
+    except BeniError as error:
+        peers.leave("failed", str(error))
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        peers.leave("failed", "it was interrupted")
+        raise
+    except BaseException as error:  # as which the failure of a checkpoint comes
+        if blame := _missing(peers):
+            peers.leave("bereft", blame)
+            raise LostRank(blame) from error
+        peers.leave("failed", f"{type(error).__name__}: {first_line(error)}")
+        raise
+    peers.leave()
+
+
+def _missing(peers: Peers) -> str:
+    try:
+        return peers.missing()
+    except LostRank as error:
+        return str(error)
 
 
 def keep_freed_memory() -> None:

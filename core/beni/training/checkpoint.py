@@ -64,6 +64,7 @@ def save(
     Returns:
         The committed folder.
     """
+    processes.doing(f"saving the checkpoint of step {position.steps}")
     final = folder / f"step-{position.steps:08d}"
     draft = folder / f".{final.name}"
     if processes.is_main:

@@ -56,7 +56,9 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
     if procs.is_main:
         _print_table(run)
     totals, position, selected = _fit(run, resumed_from)
+    procs.doing("saving the model")
     save_model(run.folder, run.built, run.adapters, procs)
+    procs.doing("judging")
     samples, predictions, judgement = _judge(run)
     result = {
         **judgement,
@@ -70,6 +72,7 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         "processes": procs.world,
         "wall_s": time.perf_counter() - started,
     }
+    procs.doing("writing the report")
     if procs.is_main:
         write_json(run.folder / "result.json", result)
         shown = report.choose_shown(samples, predictions, seed=config.run.seed)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import datasets
 
 from beni.config import PartConfig
-from beni.errors import DataError
+from beni.errors import DataError, first_line
 from beni.interfaces import Source
 from beni.sample import IMAGE_MARK, ROLES, ImageRef, Sample, Turn, image_ref, split_marks
 
@@ -72,7 +72,7 @@ class HfDataset(Source):
         except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
             if str(error).startswith("Unknown split"):
                 return None
-            raise DataError(f"hf:{self.config.path} cannot be read: {_first_line(error.__cause__ or error)}") from error
+            raise DataError(f"hf:{self.config.path} cannot be read: {first_line(error.__cause__ or error)}") from error
 
 
 class Rows(Sequence[Sample]):
@@ -189,7 +189,3 @@ def _flatten(content: Any) -> str | None:
     if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
         return None
     return "".join(IMAGE_MARK if part.get("type") == "image" else str(part.get("text") or "") for part in content)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
