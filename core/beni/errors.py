@@ -47,6 +47,13 @@ class CheckpointError(BeniError):
     """A checkpoint that is missing, damaged, or belongs to another run."""
 
 
+class NotWritten(BeniError):
+    """Something of a run cannot be written: the disk is full, or gone."""
+
+    exit_code: ClassVar[int] = os.EX_IOERR
+    """74: the run goes on from its newest checkpoint when there is room."""
+
+
 class LostProcess(BeniError):
     """A process that a run needs has died or does not answer."""
 

@@ -89,7 +89,7 @@ def _fail(message: str, code: int = 2) -> None:
 
 
 def _end_at_once(message: str, code: int) -> None:
-    """Without waiting for anything: what is still in touch with a lost process would keep the interpreter, or abort it."""
+    """Without waiting for anything: what is still in touch with a lost process may keep or abort the interpreter."""
     print(f"error: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

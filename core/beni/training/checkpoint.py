@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import inf
@@ -20,9 +20,10 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from beni.errors import CheckpointError
+from beni.errors import CheckpointError, NotWritten, first_line
 from beni.processes import Processes
 from beni.weights import sha256
 
@@ -63,18 +64,23 @@ def save(
 
     Returns:
         The committed folder.
+
+    Raises:
+        NotWritten: on every process, if one of them cannot write its share; what was there before is still there.
     """
     processes.doing(f"saving the checkpoint of step {position.steps}")
     final = folder / f"step-{position.steps:08d}"
     draft = folder / f".{final.name}"
-    if processes.is_main:
+
+    def begin() -> None:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-    processes.barrier()
-    with _quiet():
-        dcp.save(_state(model, optimizer, processes), checkpoint_id=draft, no_dist=processes.world == 1)
-    processes.barrier()
-    if processes.is_main:
+
+    def write() -> None:
+        with _quiet():
+            dcp.save(_state(model, optimizer, processes), checkpoint_id=draft, no_dist=processes.world == 1)
+
+    def commit() -> None:
         files = {file.name: sha256(file) for file in sorted(draft.iterdir())}
         state = {"position": asdict(position), "facts": dict(facts), "files": files}
         _write(draft / STATE, json.dumps(state, indent=1))
@@ -87,8 +93,59 @@ def save(
         _point(folder, LATEST, final.name)
         _flush(folder)
         _prune(folder, position.steps, keep)
-    processes.barrier()
+
+    try:
+        for work in (begin, write, commit):
+            _together(work if processes.is_main or work is write else _nothing, processes)
+    except NotWritten as error:
+        if processes.is_main:
+            shutil.rmtree(draft, ignore_errors=True)
+        before = latest(folder)
+        whole = f"{before.name} is whole" if before else "there is none before it"
+        raise NotWritten(
+            f"the checkpoint of step {position.steps} cannot be written to {folder}: {error} ({_free(folder)}); {whole}"
+        ) from error
     return final
+
+
+def _together(work: Callable[[], None], processes: Processes) -> None:
+    """Do something on every process; if it fails on one, all raise.
+
+    Raises:
+        NotWritten: why, in the words of whoever could not.
+    """
+    reason, cause = "", None
+    try:
+        work()
+    except (OSError, CheckpointException) as error:
+        reason, cause = _reason(error), error
+    processes.barrier()
+    if reasons := [told for told in processes.gather(reason) if told]:
+        raise NotWritten(reasons[0]) from cause
+
+
+def _nothing() -> None:
+    """What other processes do while the main one writes."""
+
+
+def _reason(error: BaseException) -> str:
+    """What the operating system said, if it is known: torch's writer of archives hides it behind an error of its own."""
+    failed: BaseException | None = error
+    if isinstance(error, CheckpointException):
+        failed = next(iter(error.failures.values()))[0]
+    first = failed
+    while failed is not None:
+        if isinstance(failed, OSError):
+            return failed.strerror or str(failed)
+        failed = failed.__cause__ or failed.__context__
+    return first_line(first or error)
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
+    except OSError as error:
+        return f"free space unknown: {error.strerror}"
 
 
 def load(
@@ -214,8 +271,11 @@ def _rng(processes: Processes) -> str:
 
 def _point(folder: Path, pointer: str, text: str) -> None:
     draft = folder / f".{pointer}"
-    _write(draft, text)
-    draft.replace(folder / pointer)
+    try:
+        _write(draft, text)
+        draft.replace(folder / pointer)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from beni.training.callbacks import Callbacks
 from beni.training.checkpoint import Position
 from beni.training.loop import train_loop
 from beni.training.metrics import Totals, peak_memory_bytes, read_lines
-from beni.training.outputs import resume_path, save_model, write_json
+from beni.training.outputs import resume_path, room, save_model, write_json
 from beni.training.parallel import parallelize
 from beni.training.prepare import Run, prepare
 from beni.training.stop import sigterm_noted
@@ -55,7 +55,7 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         return _dry_run(run) if procs.is_main else {}
     if procs.is_main:
         _print_table(run)
-    totals, position, selected = _fit(run, resumed_from)
+    totals, position, selected, unsaved = _fit(run, resumed_from)
     procs.doing("saving the model")
     save_model(run.folder, run.built, run.adapters, procs)
     procs.doing("judging")
@@ -65,6 +65,7 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         "steps": position.steps,
         "skipped_steps": position.skipped,
         "selected_step": selected.steps,
+        "failed_checkpoints": unsaved,
         **totals.summary(),
         **_unusable(run.rows.plan.lengths),
         "parameters": _parameters(run.table),
@@ -74,18 +75,20 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
     }
     procs.doing("writing the report")
     if procs.is_main:
-        write_json(run.folder / "result.json", result)
         shown = report.choose_shown(samples, predictions, seed=config.run.seed)
         lines = read_lines(run.folder / "metrics.jsonl")
-        report.write_report(run.folder / "report.html", result, lines, shown, config.to_dict())
+        with room(run.folder):
+            write_json(run.folder / "result.json", result)
+            report.write_report(run.folder / "report.html", result, lines, shown, config.to_dict())
     return result
 
 
-def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Position]:
+def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Position, list[int]]:
     """Shard, freeze, continue where a checkpoint stopped, and train to the end.
 
     Returns:
-        What was counted, where training ended, and of which position the model's weights are.
+        What was counted, where training ended, of which position the model's weights are, and the steps whose checkpoint
+        could not be written.
     """
     config, procs, model = run.config, run.processes, run.built.model
     parallelize(model, procs, config.run)
@@ -139,7 +142,7 @@ def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Positio
     best = checkpoint.named(callbacks.checkpoints, checkpoint.BEST)
     if config.run.select == "best" and best is not None:
         selected = checkpoint.load(best, model, optimizer, facts, procs)
-    return callbacks.totals.over(procs), position, selected
+    return callbacks.totals.over(procs), position, selected, callbacks.failed_checkpoints
 
 
 def _judge(run: Run) -> tuple[list[Sample], list[Prediction], dict[str, Any]]:
