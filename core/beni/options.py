@@ -155,7 +155,7 @@ class RunOptions:
     """Newest checkpoints that are kept; older ones are deleted after a newer one is committed."""
     on_checkpoint_error: Literal["stop", "warn"] = "stop"
     """What a checkpoint that cannot be written does (the disk is full): the run ends, or goes on and tries again when
-    the next one is due. The one behind the last step never ends a run, because the model can still be judged and saved."""
+    the next one is due. The one behind the last step never ends a run: the model can still be judged and saved."""
     select: Literal["last", "best"] = "last"
     """Which weights are judged and saved: those of the last step, or those with the lowest loss on the validation
     split, of which a checkpoint is kept beside the newest."""

@@ -164,7 +164,7 @@ def hidden(out: Path) -> list[str]:
     return [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith(".")]
 
 
-FULL = "the checkpoint of step 3 cannot be written to .*: No space left on device .* MB free.; step-00000002 is whole"
+FULL = r"the checkpoint of step 3 cannot be written to .*: No space left on device .* MB free.; step-00000002 is whole"
 
 
 def test_a_full_disk_ends_the_run_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_a_loss_that_could_not_be_kept_is_not_the_lowest(tmp_path: Path, monkeyp
 def test_a_run_that_was_to_stop_does_not_say_that_it_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FullDisk(monkeypatch)
     monkeypatch.setattr("beni.training.run.sigterm_noted", lambda: nullcontext(lambda: True))
-    with pytest.raises(NotWritten, match="step 0 cannot be written .*; there is none before it"):
+    with pytest.raises(NotWritten, match=r"step 0 cannot be written .*; there is none before it"):
         train(small_run(tmp_path, run={"out": str(tmp_path), "on_checkpoint_error": "warn"}))
 
 
@@ -257,5 +257,5 @@ def test_results_without_room_are_told_in_a_line(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("beni.training.run.write_json", lambda path, value: path.name == "config.json" or full())
-    with pytest.raises(NotWritten, match="the results cannot be written .*: No space left.*step-00000004 is whole"):
+    with pytest.raises(NotWritten, match=r"the results cannot be written .*: No space left.*step-00000004 is whole"):
         train(small_run(tmp_path))

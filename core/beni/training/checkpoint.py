@@ -129,7 +129,7 @@ def _nothing() -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What the operating system said, if it is known: torch's writer of archives hides it behind an error of its own."""
+    """What the operating system said, if it is known: torch's writer of archives may hide it behind its own."""
     failed: BaseException | None = error
     if isinstance(error, CheckpointException):
         failed = next(iter(error.failures.values()))[0]

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from beni import report
 from beni.config import RunConfig
-from beni.data.loader import Rows, batches
+from beni.data.loader import Rows, batches, worker_deaths_told
 from beni.data.plan import Lengths, Plan
 from beni.data.spec import judged
 from beni.errors import Stopped
@@ -87,8 +88,8 @@ def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Positio
     """Shard, freeze, continue where a checkpoint stopped, and train to the end.
 
     Returns:
-        What was counted, where training ended, of which position the model's weights are, and the steps whose checkpoint
-        could not be written.
+        What was counted, where training ended, of which position the model's weights are, and the steps whose
+        checkpoint could not be written.
     """
     config, procs, model = run.config, run.processes, run.built.model
     parallelize(model, procs, config.run)
@@ -103,6 +104,7 @@ def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Positio
     callbacks = Callbacks(run, optimizer, facts, position)
     if procs.is_main:
         _record(run)
+    workers: list[BaseProcess] = []
     steps = batches(
         run.rows,
         position.epoch,
@@ -111,9 +113,10 @@ def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Positio
         config.data.workers,
         procs.rank,
         procs.world,
+        workers,
     )
     try:
-        with sigterm_noted() as asked_to_stop:
+        with worker_deaths_told(workers), sigterm_noted() as asked_to_stop:
             position = train_loop(
                 model,
                 optimizer,
