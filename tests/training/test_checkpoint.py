@@ -18,9 +18,9 @@ from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from beni.config import RunConfig
-from beni.errors import ConfigError, NotWritten, Stopped
+from beni.errors import CheckpointError, ConfigError, NotWritten, Stopped
 from beni.testing.launch import run_ranks
-from beni.training import callbacks
+from beni.training import callbacks, committed
 from beni.training.metrics import Metrics
 from beni.training.run import train
 from tests.training.small import small_run, text_file
@@ -259,3 +259,45 @@ def test_results_without_room_are_told_in_a_line(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("beni.training.run.write_json", lambda path, value: path.name == "config.json" or full())
     with pytest.raises(NotWritten, match=r"the results cannot be written .*: No space left.*step-00000004 is whole"):
         train(small_run(tmp_path))
+
+
+def test_whatever_is_damaged_is_refused_by_name(tmp_path: Path) -> None:
+    """Every bit of the state counts; of the files, some at the beginning, in the middle and at the end are tried."""
+    train(small_run(tmp_path / "run"))
+    folder = tmp_path / "run/checkpoints"
+    path = folder / (folder / "latest").read_text()
+    committed.verify(path)
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        places = range(len(whole)) if file.name == committed.STATE else (0, len(whole) // 2, len(whole) - 1)
+        damaged = [whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :] for place in places]
+        for content in (*damaged, whole[: len(whole) // 2], b"", whole + b"x"):
+            file.write_bytes(content)
+            with pytest.raises(CheckpointError, match=re.escape(file.name)):
+                committed.verify(path)
+        file.unlink()
+        with pytest.raises(CheckpointError, match=f"{re.escape(file.name)} is missing"):
+            committed.verify(path)
+        file.write_bytes(whole)
+    committed.verify(path)
+
+
+def test_only_a_checkpoint_that_is_whole_is_offered(tmp_path: Path) -> None:
+    changes = {"out": str(tmp_path), "checkpoint_every": 1, "keep": 4}
+    train(small_run(tmp_path, run=changes))
+    folder = tmp_path / "checkpoints"
+    for step, offered in ((4, "step-00000003"), (3, "step-00000002"), (2, "step-00000001"), (1, "")):
+        shard = next((folder / f"step-{step:08d}").glob("*.distcp"))
+        shard.write_bytes(shard.read_bytes()[:-1])
+        with pytest.raises(CheckpointError, match=rf"step-00000004 is damaged: {shard.name} has changed") as caught:
+            train(small_run(tmp_path, run={**changes, "resume": "auto"}))
+        hint = f"; continue from {offered} with --resume {folder / offered}" if offered else "has changed"
+        assert str(caught.value).endswith(hint)
+
+
+@pytest.mark.parametrize("text", ["", "step-0000000", "step-00000003", "\0", "stfp-00000004"])
+def test_a_damaged_pointer_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "checkpoints/step-00000004").mkdir(parents=True)
+    (tmp_path / "checkpoints/latest").write_text(text)
+    with pytest.raises(CheckpointError, match=r"latest is damaged.*--resume .*step-00000004"):
+        train(small_run(tmp_path, run={"out": str(tmp_path), "resume": "auto"}))

@@ -9,7 +9,7 @@ import torch
 
 from beni.errors import DataError, NotWritten
 from beni.eval.judge import held_out_loss
-from beni.training import checkpoint
+from beni.training import checkpoint, committed
 from beni.training.checkpoint import Position
 from beni.training.loop import StepReport
 from beni.training.metrics import Metrics, Totals, trim
@@ -29,7 +29,7 @@ class Callbacks:
         self.checkpoints = run.folder / "checkpoints"
         self.held_out = held_out(run)
         selects = run.config.run.select == "best"
-        self.lowest = checkpoint.lowest_loss(self.checkpoints, position.steps) if selects else -inf
+        self.lowest = committed.lowest_loss(self.checkpoints, position.steps) if selects else -inf
         self.saved = position
         self.failed_checkpoints: list[int] = []
         """Steps whose checkpoint could not be written."""

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from beni.errors import CheckpointError, NotWritten, first_line
 from beni.processes import Processes
+from beni.training.committed import BEST, LATEST, STATE, checksum, latest, named, steps_of, verify
 from beni.weights import sha256
-
-STATE = "state.json"
-LATEST, BEST = "latest", "best"
-"""Files that name a checkpoint: the newest, and the one with the lowest validation loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +79,7 @@ def save(
     def commit() -> None:
         files = {file.name: sha256(file) for file in sorted(draft.iterdir())}
         state = {"position": asdict(position), "facts": dict(facts), "files": files}
-        _write(draft / STATE, json.dumps(state, indent=1))
+        _write(draft / STATE, json.dumps(state | {"checksum": checksum(state)}, indent=1))
         for file in draft.iterdir():
             _flush(file)
         shutil.rmtree(final, ignore_errors=True)
@@ -184,61 +180,17 @@ def load(
     return position
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest committed checkpoint of a run, or None."""
-    return named(folder, LATEST)
-
-
-def named(folder: Path, pointer: str) -> Path | None:
-    """The checkpoint that a pointer names, or None."""
-    file = folder / pointer
-    return folder / file.read_text().split()[0] if file.is_file() else None
-
-
-def lowest_loss(folder: Path, steps: int) -> float:
-    """Validation loss of the best checkpoint among those made up to a step, or infinity."""
-    best = named(folder, BEST)
-    if best is None or _steps(best) > steps:
-        return inf
-    return float((folder / BEST).read_text().split()[1])
-
-
 def _prune(folder: Path, steps: int, keep: int) -> None:
     """Delete what is neither among the newest nor the best, and what lies in the future of a step."""
     made = sorted(folder.glob("step-*"))
     best = named(folder, BEST)
-    if best is not None and _steps(best) > steps:
+    if best is not None and steps_of(best) > steps:
         (folder / BEST).unlink()
         best = None
-    past = [path for path in made if _steps(path) <= steps]
+    past = [path for path in made if steps_of(path) <= steps]
     for path in made:
         if path not in past[-keep:] and path != best:
             shutil.rmtree(path)
-
-
-def _steps(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def verify(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's state and compare every file with its checksum.
-
-    Raises:
-        CheckpointError: names the damaged file.
-    """
-    try:
-        state = json.loads((path / STATE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint: {STATE} is missing or damaged") from error
-    for name, expected in state["files"].items():
-        file = path / name
-        if not file.is_file() or sha256(file) != expected:
-            others = [p.name for p in sorted(path.parent.glob("step-*")) if p != path]
-            raise CheckpointError(
-                f"checkpoint {path} is damaged: {name} {'is missing' if not file.is_file() else 'has changed'}"
-                + (f"; continue from {others[-1]} with --resume {path.parent / others[-1]}" if others else "")
-            )
-    return state
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from beni.errors import CheckpointError, ConfigError, NotWritten, first_line
 from beni.model.build import Built
 from beni.model.processing import BeniProcessor
 from beni.processes import Processes
-from beni.training import checkpoint
+from beni.training import committed
 from beni.training.adapters import Adapters, merge, save_adapters
 
 
@@ -51,11 +51,11 @@ def resume_path(config: RunConfig) -> Path | None:
     if wanted == "auto":
         if not config.run.out:
             raise ConfigError("--resume auto continues the run in --out: name that folder")
-        return checkpoint.latest(Path(config.run.out) / "checkpoints")
+        return committed.latest(Path(config.run.out) / "checkpoints")
     path = Path(wanted)
     if not path.is_dir():
         raise CheckpointError(f"--resume {wanted}: there is no checkpoint folder of that name")
-    return checkpoint.latest(path / "checkpoints") or path
+    return committed.latest(path / "checkpoints") or path
 
 
 def save_model(folder: Path, built: Built, adapters: list[Adapters], processes: Processes) -> None:
@@ -88,7 +88,7 @@ def room(folder: Path) -> Iterator[None]:
         why = getattr(error, "strerror", None) or first_line(error)
         raise NotWritten(
             f"the results cannot be written to {folder}: {why}; make room, and --resume auto does the rest again: "
-            f"{getattr(checkpoint.latest(folder / 'checkpoints'), 'name', 'no checkpoint')} is whole"
+            f"{getattr(committed.latest(folder / 'checkpoints'), 'name', 'no checkpoint')} is whole"
         ) from error
 
 

@@ -19,7 +19,7 @@ from beni.errors import Stopped
 from beni.eval.judge import Prediction, held_out_loss, judge, subset, summary
 from beni.processes import Processes, processes
 from beni.sample import Sample
-from beni.training import checkpoint, freeze
+from beni.training import checkpoint, committed, freeze
 from beni.training.callbacks import Callbacks
 from beni.training.checkpoint import Position
 from beni.training.loop import train_loop
@@ -142,7 +142,7 @@ def _fit(run: Run, resumed_from: Path | None) -> tuple[Totals, Position, Positio
     if frozen != freeze.frozen_checksum(model, procs.replica):
         raise RuntimeError("a frozen parameter changed during training: this is a defect of beni")
     selected = position
-    best = checkpoint.named(callbacks.checkpoints, checkpoint.BEST)
+    best = committed.named(callbacks.checkpoints, committed.BEST)
     if config.run.select == "best" and best is not None:
         selected = checkpoint.load(best, model, optimizer, facts, procs)
     return callbacks.totals.over(procs), position, selected, callbacks.failed_checkpoints
