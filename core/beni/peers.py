@@ -122,8 +122,8 @@ class Peers:
     def leave(self, left: Literal["", "failed", "bereft"] = "", why: str = "") -> None:
         """Say why this process goes, if it does so before the others, and be silent from here on.
 
-        Rank 0, which may hold the store, goes last, so that the others can still read who has failed; it does not wait
-        long for those who cannot come.
+        Rank 0, which may hold the store, goes last when all go for the same reason; it does not wait long for those who
+        have not noticed.
         """
         self._ended.set()
         self._heart.join(SILENT_BEATS * self.beat)
@@ -131,7 +131,7 @@ class Peers:
             if left:
                 self._ask(lambda: self._write(left, why), SILENT_BEATS)
             gone = self._ask(lambda: self._store.add("gone", 1), SILENT_BEATS)
-            until = time.monotonic() + 2 * SILENT_BEATS * self.beat
+            until = time.monotonic() + SILENT_BEATS * self.beat
             while self.rank == 0 and gone < self.world and time.monotonic() < until:
                 time.sleep(self.beat / 20)
                 gone = self._ask(lambda: self._store.add("gone", 0), SILENT_BEATS)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,6 +18,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from beni.config import RunOptions
 from beni.errors import BeniError, ConfigError, LostRank, first_line
 from beni.peers import Peers
+
+LEAST_PATIENCE_S = 300.0
+"""How long all may take to start, if the time-out is not longer."""
+_joined = count()
+"""How often this process has joined others: a launcher's store outlives a group, and so would what was told in it."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """glibc's numbers for `mallopt` (malloc.h)."""
@@ -140,16 +146,35 @@ def _join(options: RunOptions, rank: int, world: int, device: torch.device) -> P
         return None
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    patience = max(options.timeout, LEAST_PATIENCE_S)
+    absent = "not all"
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
-        peers = Peers(store, rank, world, options.timeout, f"{'torchrun' if launched else 'rank 0'} at {address}")
-        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world)
+        found, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timedelta(seconds=patience)))
+        store = dist.PrefixStore(f"group/{next(_joined)}", found)
+        absent = _wait_for_all(store, rank, world, patience)
+        if not absent:
+            peers = Peers(store, rank, world, options.timeout, f"{'torchrun' if launched else 'rank 0'} at {address}")
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world)
+            return peers
+        why = ""
     except RuntimeError as error:
-        raise LostRank(
-            f"the {world} processes have not come together at {address} within {options.timeout:g} s: look for one "
-            f"that did not start or cannot reach this address, or wait longer with --timeout ({first_line(error)})"
-        ) from error
-    return peers
+        why = f" ({first_line(error)})"
+    raise LostRank(
+        f"{absent} of the {world} processes came to {address} within {patience:g} s{why}: look for one that did not "
+        f"start or cannot reach this address, or wait longer with --timeout"
+    )
+
+
+def _wait_for_all(store: dist.Store, rank: int, world: int, patience: float) -> str:
+    """Wait until all have started; which ranks have not, if some have not."""
+    here = [f"here/{number}" for number in range(world)]
+    store.set(here[rank], "")
+    try:
+        store.wait(here, timedelta(seconds=patience))
+    except RuntimeError:
+        missing = [str(number) for number, key in enumerate(here) if not store.check([key])]
+        return f"all but rank {', '.join(missing)}"
+    return ""
 
 
 @contextmanager
