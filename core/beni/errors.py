@@ -47,8 +47,31 @@ class CheckpointError(BeniError):
     """A checkpoint that is missing, damaged, or belongs to another run."""
 
 
+class NotWritten(BeniError):
+    """Something of a run cannot be written: the disk is full, or gone."""
+
+    exit_code: ClassVar[int] = os.EX_IOERR
+    """74: the run goes on from its newest checkpoint when there is room."""
+
+
+class LostProcess(BeniError):
+    """A process that a run needs has died or does not answer."""
+
+    exit_code: ClassVar[int] = os.EX_UNAVAILABLE
+    """69: the run goes on from its newest checkpoint when it is continued."""
+
+
+class LostRank(LostProcess):
+    """Another of the processes that train together has failed, died, or does not answer."""
+
+
 class Stopped(BeniError):
     """A run that was asked to end, and saved everything that it needs to go on."""
 
     exit_code: ClassVar[int] = os.EX_TEMPFAIL
     """75: nothing is wrong, the run goes on when it is continued."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, short enough for a message of ours."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,6 +9,8 @@ from beni.errors import ConfigError
 
 POSITIVE = 5e-324
 """The smallest number that is not zero."""
+MOST_SECONDS = 1e6
+"""Longest time-out: twelve days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,9 @@ class RunOptions:
     """Steps between checkpoints; 0 keeps only the final one."""
     keep: int = 2
     """Newest checkpoints that are kept; older ones are deleted after a newer one is committed."""
+    on_checkpoint_error: Literal["stop", "warn"] = "stop"
+    """What a checkpoint that cannot be written does (the disk is full): the run ends, or goes on and tries again when
+    the next one is due. The one behind the last step never ends a run: the model can still be judged and saved."""
     select: Literal["last", "best"] = "last"
     """Which weights are judged and saved: those of the last step, or those with the lowest loss on the validation
     split, of which a checkpoint is kept beside the newest."""
@@ -185,6 +190,8 @@ class RunOptions:
     matrix products, convolutions and attention."""
     activation_checkpointing_every: int = 1
     """Blocks for which this is done: every n-th of an encoder, of a connector, of the language model."""
+    timeout: float = 600.0
+    """Seconds that processes wait for one that does not answer before they end and name it."""
     seed: int = 0
     dry_run: bool = False
     """Build everything, print the freeze table, the plan and one decoded batch, write sample.html, and stop."""
@@ -198,6 +205,7 @@ class RunOptions:
             replicas=(1, inf),
             activation_checkpointing_every=(1, inf),
             log_every=(1, inf),
+            timeout=(1, MOST_SECONDS),
             seed=(0, inf),
         )
 

@@ -3,10 +3,13 @@
 import ctypes
 import gc
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
@@ -14,10 +17,15 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from beni.config import RunOptions
-from beni.errors import ConfigError
+from beni.errors import BeniError, ConfigError, LostRank, first_line
+from beni.peers import Peers
 
-TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for another before it gives up."""
+LEAST_PATIENCE_S = 300.0
+"""How long all may take to start, if the time-out is not longer."""
+_peers: ContextVar[Peers | None] = ContextVar("peers", default=None)
+"""Of the group that this process is in; torch, too, keeps one for the whole process."""
+_joined = count()
+"""How often this process has joined others: a launcher's store outlives a group, and so would what was told in it."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """glibc's numbers for `mallopt` (malloc.h)."""
@@ -34,6 +42,8 @@ class Processes:
     """Of the computation; parameters are kept in fp32."""
     mesh: DeviceMesh | None
     """(replicas, processes of a replica); over the second the model is sharded. None when nothing needs FSDP."""
+    peers: Peers | None = None
+    """The others, where there are any."""
 
     @property
     def is_main(self) -> bool:
@@ -50,7 +60,8 @@ class Processes:
         if self.world == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
+        with self._waiting():
+            dist.all_reduce(tensor)
         return tensor.tolist()
 
     def all(self, flag: bool) -> bool:
@@ -62,7 +73,8 @@ class Processes:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        with self._waiting():
+            dist.all_gather_object(values, value)
         return values
 
     def from_main(self, value: Any) -> Any:
@@ -70,14 +82,35 @@ class Processes:
         return self.gather(value)[0]
 
     def barrier(self) -> None:
-        """Wait for everybody."""
-        if self.world > 1:
+        """Wait for everybody: longer than the time-out for those who are alive and have much to do."""
+        if self.peers is not None:
+            self.peers.meet()
+        elif self.world > 1:
             self.sum(0.0)
+
+    def doing(self, what: str) -> None:
+        """Tell the others what this process does now, for messages about it (`in step 18`)."""
+        if self.peers is not None:
+            self.peers.doing = what
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """For the others; if they do not come, it says who."""
+        began = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:  # of all backends, whatever has happened
+            lost = None if self.peers is None else self.peers.lost(time.monotonic() - began)
+            if lost is None:
+                raise
+            raise lost from error
 
 
 @contextmanager
 def processes(options: RunOptions) -> Iterator[Processes]:
     """Join the other processes that torchrun started, if any, for the length of a `with` block.
+
+    Inside another such block they stay joined, with the time-out of that one.
 
     Raises:
         ConfigError: the device or precision is not available here, or the processes cannot be so many replicas.
@@ -91,18 +124,109 @@ def processes(options: RunOptions) -> Iterator[Processes]:
         keep_freed_memory()
     needs_fsdp = world > 1 or dtype is not torch.float32
     started = needs_fsdp and not dist.is_initialized()
-    if started:
-        arguments: dict[str, Any] = {"rank": 0, "world_size": 1, "store": dist.HashStore()} if world == 1 else {}
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT, **arguments)
-    shape = (options.replicas, world // options.replicas)
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")) if needs_fsdp else None
+    with _group(options, rank, world, device) if started else nullcontext():
+        shape = (options.replicas, world // options.replicas)
+        names = ("replicate", "shard")
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names) if needs_fsdp else None
+        try:
+            yield Processes(rank, world, device, dtype, mesh, _peers.get())
+        finally:  # torch keeps meshes in caches, and a mesh keeps its groups
+            getattr(mesh, "_pg_registry", {}).clear()
+
+
+@contextmanager
+def _group(options: RunOptions, rank: int, world: int, device: torch.device) -> Iterator[None]:
+    """A group of torch's, whose processes know of each other."""
+    peers = _join(options, rank, world, device)
+    token = _peers.set(peers)
     try:
-        yield Processes(rank, world, device, dtype, mesh)
+        with _told(peers):
+            try:
+                yield
+            finally:
+                dist.destroy_process_group()
+                gc.collect()  # a thread of gloo with a tensor to release when the interpreter ends would abort it
     finally:
-        if started:
-            dist.destroy_process_group()
-            _end_threads(mesh)
+        _peers.reset(token)
+
+
+def _join(options: RunOptions, rank: int, world: int, device: torch.device) -> Peers | None:
+    """Form the group; returns the others, if there are any.
+
+    Raises:
+        LostRank: not all have come in time.
+    """
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=options.timeout)
+    if world == 1:
+        dist.init_process_group(backend, timeout=timeout, rank=0, world_size=1, store=dist.HashStore())
+        return None
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    patience = max(options.timeout, LEAST_PATIENCE_S)
+    absent = "not all"
+    try:
+        found, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timedelta(seconds=patience)))
+        store = dist.PrefixStore(f"group/{next(_joined)}", found)
+        absent = _wait_for_all(store, rank, world, patience)
+        if not absent:
+            peers = Peers(store, rank, world, options.timeout, f"{'torchrun' if launched else 'rank 0'} at {address}")
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world)
+            return peers
+        why = ""
+    except RuntimeError as error:
+        why = f" ({first_line(error)})"
+    raise LostRank(
+        f"{absent} of the {world} processes came to {address} within {patience:g} s{why}: look for one that did not "
+        f"start or cannot reach this address, or wait longer with --timeout"
+    )
+
+
+def _wait_for_all(store: dist.Store, rank: int, world: int, patience: float) -> str:
+    """Wait until all have started; which ranks have not, if some have not."""
+    here = [f"here/{number}" for number in range(world)]
+    store.set(here[rank], "")
+    try:
+        store.wait(here, timedelta(seconds=patience))
+    except RuntimeError:
+        missing = [str(number) for number, key in enumerate(here) if not store.check([key])]
+        return f"all but rank {', '.join(missing)}"
+    return ""
+
+
+@contextmanager
+def _told(peers: Peers | None) -> Iterator[None]:
+    """Before this process goes, the others learn why; if it goes because of them, the error says so."""
+    if peers is None:
+        yield
+        return
+    try:
+        yield
+        peers.doing = "at the end"
+        peers.meet()
+    except LostRank as error:
+        peers.leave("bereft", str(error))
+        raise
+    except BeniError as error:
+        peers.leave("failed", str(error))
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        peers.leave("failed", "it was interrupted")
+        raise
+    except BaseException as error:  # as which the failure of a checkpoint comes
+        if blame := _missing(peers):
+            peers.leave("bereft", blame)
+            raise LostRank(blame) from error
+        peers.leave("failed", f"{type(error).__name__}: {first_line(error)}")
+        raise
+    peers.leave()
+
+
+def _missing(peers: Peers) -> str:
+    try:
+        return peers.missing()
+    except LostRank as error:
+        return str(error)
 
 
 def keep_freed_memory() -> None:
@@ -117,17 +241,6 @@ def keep_freed_memory() -> None:
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _end_threads(mesh: DeviceMesh | None) -> None:
-    """Let go of a destroyed group, so that its threads end.
-
-    torch keeps meshes in caches, and a mesh keeps its groups. A thread of gloo that still has a tensor to release when
-    the interpreter ends would abort the process.
-    """
-    if mesh is not None:
-        getattr(mesh, "_pg_registry", {}).clear()
-    gc.collect()
 
 
 def _device(wanted: str) -> torch.device:

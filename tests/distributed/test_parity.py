@@ -10,6 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
+from beni.data.loader import Rows
+from beni.data.plan import Lengths, Member, Plan, Row
+from beni.data.spec import training
+from beni.model.build import build
 from beni.testing.launch import run_ranks
 from beni.training import loop
 from beni.training.run import train
@@ -52,7 +56,59 @@ def test_two_processes_equal_one(tmp_path: Path, fusion: str, options: str, orde
     }
     train_and_keep_gradients(str(tmp_path / "one"), changes)
     run_ranks(train_and_keep_gradients, 2, str(tmp_path / "two"), changes)
+    assert_same(tmp_path)
 
+
+as_planned = Plan.step
+
+
+def _unequal(self: Plan, epoch: int, step: int) -> list[Row]:
+    """Of what is trained on: a row of a few pictures, and one that is ten times as long and has none."""
+    if len(self.lengths) == 1:
+        return as_planned(self, epoch, step)
+    pictures, texts = (range(len(source.total)) for source in self.lengths)
+    at = 2 * step
+    return [
+        tuple((Member(0, pictures[(at + n) % len(pictures)]),) for n in range(2)),
+        tuple((Member(1, texts[(40 * step + n) % len(texts)]),) for n in range(40)),
+    ]
+
+
+def _train_unequal(out: str, changes: dict[str, dict[str, Any]]) -> None:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Plan, "step", _unequal)
+    try:
+        train_and_keep_gradients(out, changes)
+    finally:
+        patch.undo()
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_one_with_far_longer_rows_and_never_an_image(tmp_path: Path, fusion: str) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        **FUSIONS[fusion],
+        "data": {"data": [SHAPES, text_file(tmp_path, 200)], "eval_data": [SHAPES], "workers": 0, "eval_limit": 2},
+        "batch": {"rows": 2, "row_tokens": 1024},
+        "optim": {"steps": 3},
+    }
+    for name, run in (("one", _train_unequal), ("two", lambda *arguments: run_ranks(_train_unequal, 2, *arguments))):
+        run(str(tmp_path / name), changes | {"run": {"out": str(tmp_path / name), "eval_every": 100}})
+    assert_same(tmp_path)
+
+
+def test_those_rows_really_are_unequal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "step", _unequal)
+    config = small_run(tmp_path, batch={"rows": 2, "row_tokens": 1024})
+    sources = training([SHAPES, text_file(tmp_path, 200)])
+    built = build(config, ["say"])
+    rows = Rows(sources, Plan([Lengths(s, built.composer) for s in sources], (), config.batch, 0), built.composer)
+    for step in range(3):
+        few, many = (rows[(0, step, number)].stats for number in range(2))
+        assert few.images and not many.images and many.tokens > 5 * few.tokens
+
+
+def assert_same(tmp_path: Path) -> None:
+    """Gradients, losses, weights and figures of the runs `one` and `two` agree."""
     one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
     assert len(one) == len(two)
     for a, b in zip(one, two, strict=True):
@@ -71,11 +127,6 @@ def test_two_processes_equal_one(tmp_path: Path, fusion: str, options: str, orde
 
 def test_rows_really_differ_in_modality(tmp_path: Path) -> None:
     """The parity test above is only worth something if some rank sees no image in some step."""
-    from beni.data.loader import Rows
-    from beni.data.plan import Lengths, Plan
-    from beni.data.spec import training
-    from beni.model.build import build
-
     config = small_run(tmp_path, batch={"rows": 4, "row_tokens": 100})
     sources = training([SHAPES, text_file(tmp_path, 200)])
     built = build(config, ["say"])

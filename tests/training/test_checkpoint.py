@@ -1,19 +1,27 @@
 """Which checkpoints stay, and which weights are judged and saved."""
 
+import errno
+import io
 import json
 import os
+import re
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from beni.config import RunConfig
-from beni.errors import CheckpointError, ConfigError, Stopped
-from beni.training import callbacks
+from beni.errors import CheckpointError, ConfigError, NotWritten, Stopped
+from beni.testing.launch import run_ranks
+from beni.training import callbacks, committed
+from beni.training.metrics import Metrics
 from beni.training.run import train
 from tests.training.small import small_run, text_file
 
@@ -115,7 +123,190 @@ def test_the_best_needs_a_validation_split(tmp_path: Path) -> None:
 def test_a_checkpoint_of_an_earlier_version_is_told_as_such(tmp_path: Path) -> None:
     train(small_run(tmp_path / "run", run={"checkpoint_every": 2}))
     state = tmp_path / "run" / "checkpoints" / "step-00000004" / "state.json"
-    held = json.loads(state.read_text())
+    held = {name: value for name, value in json.loads(state.read_text()).items() if name != "checksum"}
     state.write_text(json.dumps(held | {"facts": held["facts"]["required"]}))
     with pytest.raises(CheckpointError, match="written by an earlier version of beni"):
         train(small_run(tmp_path / "run", run={"checkpoint_every": 2, "resume": "auto"}))
+
+
+class FullDisk:
+    """Every write of a checkpoint's data to the disk fails from the middle of the first file on, while it is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = True
+        original = filesystem.FileSystem.create_stream
+        disk = self
+
+        class Stream(io.FileIO):
+            left = 2000
+
+            def write(self, data: Any) -> int:
+                self.left -= len(data)
+                if disk.full and self.left < 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return super().write(data)
+
+        @contextmanager
+        def create_stream(self: Any, path: Path, mode: str) -> Iterator[Any]:
+            if mode != "wb" or not path.name.endswith(".distcp"):
+                with original(self, path, mode) as stream:
+                    yield stream
+                return
+            with Stream(path, "wb") as stream:
+                yield stream
+
+        monkeypatch.setattr(filesystem.FileSystem, "create_stream", create_stream)
+
+
+def fill_at(monkeypatch: pytest.MonkeyPatch, disk: FullDisk, *steps: int) -> None:
+    """The disk is full behind these steps."""
+    original = callbacks.Callbacks.after_step
+
+    def after_step(self: callbacks.Callbacks, report: Any) -> None:
+        disk.full = report.position.steps in steps
+        original(self, report)
+
+    monkeypatch.setattr(callbacks.Callbacks, "after_step", after_step)
+
+
+def hidden(out: Path) -> list[str]:
+    return [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+FULL = r"the checkpoint of step 3 cannot be written to .*: No space left on device .* MB free.; step-00000002 is whole"
+
+
+def test_a_full_disk_ends_the_run_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(small_run(tmp_path / "whole", optim={"steps": 4}))
+    with monkeypatch.context() as patch:
+        fill_at(patch, FullDisk(patch), 3)
+        with pytest.raises(NotWritten, match=f"{FULL}; make room, and --resume auto"):
+            train(small_run(tmp_path / "run", run={"out": str(tmp_path / "run"), "checkpoint_every": 1}))
+    assert kept(tmp_path / "run") == [1, 2] and hidden(tmp_path / "run") == []
+    changes = {"out": str(tmp_path / "run"), "checkpoint_every": 1, "resume": "auto"}
+    assert train(small_run(tmp_path / "run", run=changes))["eval_loss"] == whole["eval_loss"]
+
+
+def test_a_run_may_go_on_without_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_at(monkeypatch, FullDisk(monkeypatch), 3)
+    changes = {"out": str(tmp_path), "checkpoint_every": 1, "on_checkpoint_error": "warn"}
+    assert train(small_run(tmp_path, run=changes))["failed_checkpoints"] == [3]
+    assert kept(tmp_path) == [2, 4] and hidden(tmp_path) == []
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning:" in line]
+    assert len(told) == 1 and re.search(f"{FULL}; the run goes on", told[0])
+    [line] = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "checkpoint_failed" in line]
+    assert json.loads(line)["step"] == 3
+
+
+def test_the_last_checkpoint_does_not_keep_a_model_from_being_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_at(monkeypatch, FullDisk(monkeypatch), 4)
+    assert train(small_run(tmp_path))["failed_checkpoints"] == [4]
+    assert (tmp_path / "model/model.safetensors").is_file()
+
+
+def test_a_loss_that_could_not_be_kept_is_not_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_at(monkeypatch, FullDisk(monkeypatch), 2)
+    result = run(tmp_path, monkeypatch, select="best", on_checkpoint_error="warn")
+    assert (result["failed_checkpoints"], result["selected_step"]) == ([2], 4)
+
+
+def test_a_run_that_was_to_stop_does_not_say_that_it_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FullDisk(monkeypatch)
+    monkeypatch.setattr("beni.training.run.sigterm_noted", lambda: nullcontext(lambda: True))
+    with pytest.raises(NotWritten, match=r"step 0 cannot be written .*; there is none before it"):
+        train(small_run(tmp_path, run={"out": str(tmp_path), "on_checkpoint_error": "warn"}))
+
+
+def _train_on_a_full_disk(out: str, rank: str) -> None:
+    patch = pytest.MonkeyPatch()
+    if os.environ["RANK"] == rank:
+        fill_at(patch, FullDisk(patch), 3)
+    changes = {"out": out, "checkpoint_every": 1, "on_checkpoint_error": "warn"}
+    result = train(small_run(Path(out), run=changes))
+    assert result["failed_checkpoints"] == [3]
+
+
+def test_one_of_two_processes_has_no_room(tmp_path: Path) -> None:
+    run_ranks(_train_on_a_full_disk, 2, str(tmp_path), "1")
+    assert kept(tmp_path) == [2, 4] and hidden(tmp_path) == []
+
+
+def test_lines_of_metrics_wait_for_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = Metrics(tmp_path, steps=3, done=0, is_main=True)
+    real = metrics.file
+    metrics.log(1, loss=1.0)
+    assert real is not None
+    room = 5
+
+    class Full:
+        name = "metrics.jsonl"
+
+        def write(self, data: bytes) -> int:
+            nonlocal room
+            if not room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written, room = real.write(data[:room]), 0  # type: ignore[union-attr]
+            return written
+
+    metrics.file = Full()  # type: ignore[assignment]
+    metrics.log(2, loss=2.0)
+    metrics.log(3, loss=3.0)
+    metrics.file = real
+    metrics.close()
+    assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert capsys.readouterr().err.count("warning: metrics.jsonl cannot be written: No space left on device") == 1
+
+
+def test_results_without_room_are_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("beni.training.run.write_json", lambda path, value: path.name == "config.json" or full())
+    with pytest.raises(NotWritten, match=r"the results cannot be written .*: No space left.*step-00000004 is whole"):
+        train(small_run(tmp_path))
+
+
+def test_whatever_is_damaged_is_refused_by_name(tmp_path: Path) -> None:
+    """Every bit of the state counts; of the files, some at the beginning, in the middle and at the end are tried."""
+    train(small_run(tmp_path / "run"))
+    folder = tmp_path / "run/checkpoints"
+    path = folder / (folder / "latest").read_text()
+    committed.verify(path)
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        places = range(len(whole)) if file.name == committed.STATE else (0, len(whole) // 2, len(whole) - 1)
+        damaged = [whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :] for place in places]
+        for content in (*damaged, whole[: len(whole) // 2], b"", whole + b"x"):
+            file.write_bytes(content)
+            with pytest.raises(CheckpointError, match=re.escape(file.name)):
+                committed.verify(path)
+        file.unlink()
+        with pytest.raises(CheckpointError, match=f"{re.escape(file.name)} is missing"):
+            committed.verify(path)
+        file.write_bytes(whole)
+    committed.verify(path)
+
+
+def test_only_a_checkpoint_that_is_whole_is_offered(tmp_path: Path) -> None:
+    changes = {"out": str(tmp_path), "checkpoint_every": 1, "keep": 4}
+    train(small_run(tmp_path, run=changes))
+    folder = tmp_path / "checkpoints"
+    for step, offered in ((4, "step-00000003"), (3, "step-00000002"), (2, "step-00000001"), (1, "")):
+        shard = next((folder / f"step-{step:08d}").glob("*.distcp"))
+        shard.write_bytes(shard.read_bytes()[:-1])
+        with pytest.raises(CheckpointError, match=rf"step-00000004 is damaged: {shard.name} has changed") as caught:
+            train(small_run(tmp_path, run={**changes, "resume": "auto"}))
+        hint = f"; continue from {offered} with --resume {folder / offered}" if offered else "has changed"
+        assert str(caught.value).endswith(hint)
+
+
+@pytest.mark.parametrize("text", ["", "step-0000000", "step-00000003", "\0", "stfp-00000004"])
+def test_a_damaged_pointer_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "checkpoints/step-00000004").mkdir(parents=True)
+    (tmp_path / "checkpoints/latest").write_text(text)
+    with pytest.raises(CheckpointError, match=r"latest is damaged.*--resume .*step-00000004"):
+        train(small_run(tmp_path, run={"out": str(tmp_path), "resume": "auto"}))

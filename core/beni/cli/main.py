@@ -1,5 +1,6 @@
 """Entry point of the command line: dispatches, and turns a user's mistake into one line and exit code 2."""
 
+import multiprocessing
 import os
 import select
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from beni.errors import BeniError
+from beni.errors import BeniError, LostProcess
 
 COMMANDS = {
     "train": "train, judge and save a model",
@@ -57,6 +58,8 @@ def run(command: str, arguments: Sequence[str] | None = None, program: str | Non
     try:
         with _while_read():
             table[command](list(sys.argv[1:] if arguments is None else arguments), program or Path(sys.argv[0]).name)
+    except LostProcess as error:
+        _end_at_once(str(error), error.exit_code)
     except BeniError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -83,3 +86,13 @@ def _while_read() -> Iterator[None]:
 def _fail(message: str, code: int = 2) -> None:
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def _end_at_once(message: str, code: int) -> None:
+    """Without waiting for anything: what is still in touch with a lost process may keep or abort the interpreter."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(code)

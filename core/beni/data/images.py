@@ -4,12 +4,8 @@ Whatever the file is (palette, RGBA, CMYK, 16-bit, animated, rotated by EXIF), a
 a picture, or is too large to be honest, is refused with an `ImageError` that names it.
 """
 
-import hashlib
 import io
-import os
 import struct
-import tempfile
-import time
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -17,26 +13,18 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import requests
 import torch
 from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from beni.data.fetch import cached, fetch
 from beni.errors import ImageError
 from beni.sample import ImageRef
 from beni.types import Box, Crop, EncoderSpec, Size
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded; a larger one is taken for a decompression bomb."""
-MAX_BYTES = 64_000_000
-"""Largest file that is downloaded."""
-FETCH_TIMEOUT_S = 15.0
-FETCH_TRIES = 3
-RETRY_WAIT_S = 0.5
-"""Wait before the second try; it doubles with every further one."""
-RETRIED_STATUS = frozenset({408, 429, *range(500, 600)})
-"""HTTP answers that may be better the next time; others are final."""
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -71,11 +59,6 @@ _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
-def cache_dir() -> Path:
-    """Where downloaded images lie: `$BENI_CACHE`, else `~/.cache/beni`."""
-    return Path(os.environ.get("BENI_CACHE", Path.home() / ".cache" / "beni"))
 
 
 def image_size(ref: ImageRef) -> Size:
@@ -115,7 +98,7 @@ def load_image(ref: ImageRef) -> Image.Image:
             picture = _to_rgb(image)
         except _DAMAGED as error:
             if ref.url:
-                _cached(ref.url).unlink(missing_ok=True)
+                cached(ref.url).unlink(missing_ok=True)
             raise ImageError(f"image {ref.name} is damaged: {error}") from error
     if orientation in _UPRIGHT:
         picture = picture.transpose(_UPRIGHT[orientation])
@@ -171,7 +154,9 @@ def _open(ref: ImageRef) -> Image.Image:
     Raises:
         ImageError: missing, not an image, or larger than `MAX_PIXELS`.
     """
-    return _read_header(io.BytesIO(ref.data) if ref.data else Path(ref.path) if ref.path else _fetch(ref.url), ref.name)
+    if ref.url:
+        return _read_header(fetch(ref.url, lambda file, name: _read_header(file, name).close()), ref.name)
+    return _read_header(io.BytesIO(ref.data) if ref.data else Path(ref.path), ref.name)
 
 
 def _read_header(file: Path | io.BytesIO, name: str) -> Image.Image:
@@ -221,57 +206,3 @@ def _white(mode: str, grey: np.ndarray) -> float:
     if mode == "F" and brightest <= 1:
         return 1.0
     return 255.0 if brightest <= 255 else 65535.0
-
-
-def _cached(url: str) -> Path:
-    return cache_dir() / "images" / hashlib.sha256(url.encode()).hexdigest()
-
-
-def _fetch(url: str) -> Path:
-    """Download once, whole or not at all; later calls find the file."""
-    path = _cached(url)
-    if path.exists():
-        return path
-    error: Exception | None = None
-    for attempt in range(FETCH_TRIES):
-        if attempt:
-            time.sleep(RETRY_WAIT_S * 2 ** (attempt - 1))
-        try:
-            return _download(url, path)
-        except requests.HTTPError as failed:
-            error = failed
-            if failed.response is not None and failed.response.status_code not in RETRIED_STATUS:
-                break
-        except requests.RequestException as failed:
-            error = failed
-            if isinstance(failed, ValueError):  # not a URL that can be asked for at all
-                break
-    tries = f" ({FETCH_TRIES} tries)" if attempt else ""
-    raise ImageError(f"image {url} cannot be fetched{tries}: {error}") from error
-
-
-def _download(url: str, path: Path) -> Path:
-    """Fetch to a temporary file beside `path`; it moves there only when it is whole, and an image."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + 4 * FETCH_TIMEOUT_S
-    with requests.get(url, stream=True, timeout=FETCH_TIMEOUT_S) as response:
-        response.raise_for_status()
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            draft = Path(file.name)
-            try:
-                for chunk in response.iter_content(1 << 16):
-                    file.write(chunk)
-                    if file.tell() > MAX_BYTES:
-                        raise ImageError(f"image {url} is larger than {MAX_BYTES:,} bytes")
-                    if time.monotonic() > deadline:
-                        raise requests.Timeout(f"not complete after {4 * FETCH_TIMEOUT_S:.0f} s")
-                expected = response.headers.get("Content-Length")
-                if expected and not response.headers.get("Content-Encoding") and file.tell() != int(expected):
-                    raise requests.ConnectionError(f"{file.tell()} of {expected} bytes arrived")
-                file.close()
-                kind = response.headers.get("Content-Type", "unknown")
-                _read_header(draft, f"{url} (Content-Type {kind})").close()
-                draft.replace(path)
-            finally:
-                draft.unlink(missing_ok=True)
-    return path

@@ -1,8 +1,12 @@
 """Feeds a process its rows: composes documents and loads images in worker processes, in the plan's order."""
 
 import hashlib
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
@@ -13,10 +17,13 @@ from beni.data.augment import jitter
 from beni.data.batch import PackedBatch, Prepare, pack
 from beni.data.document import Composer
 from beni.data.plan import Plan, Row
+from beni.errors import LostProcess
 from beni.sample import Sample
 
 RowIndex = tuple[int, int, int]
 """Epoch, step, number of the row in the step."""
+DYING_S = 1.0
+"""How long a worker that broke its connection may take to end."""
 
 
 class Rows(Dataset[PackedBatch]):
@@ -58,7 +65,14 @@ class Rows(Dataset[PackedBatch]):
 
 
 def batches(
-    rows: Rows, epoch: int, step: int, steps: int, workers: int, rank: int = 0, world: int = 1
+    rows: Rows,
+    epoch: int,
+    step: int,
+    steps: int,
+    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    started: list[BaseProcess] | None = None,
 ) -> Iterator[tuple[int, int, list[PackedBatch]]]:
     """One process's share of the plan from a position on.
 
@@ -68,6 +82,7 @@ def batches(
         steps: how many steps.
         workers: processes that load; 0 loads in this one.
         rank, world: this process takes rows rank, rank + world, … of each step.
+        started: takes up the workers' processes, for `worker_deaths_told`.
 
     Yields:
         The position *behind* the step, as (epoch, step), and the step's packed rows of this process.
@@ -91,11 +106,42 @@ def batches(
         worker_init_fn=_outlive_sigterm if workers else None,
         generator=torch.Generator(),  # of its own: torch would draw from the one that dropout uses
     )
+    before = multiprocessing.active_children()
     stream = iter(loader)
+    if started is not None:
+        started += [process for process in multiprocessing.active_children() if process not in before]
     walk = rows.plan.walk(epoch, step)
     next(walk)
     for _ in range(steps):
         yield (*next(walk), [next(stream) for _ in range(per_step)])
+
+
+@contextmanager
+def worker_deaths_told(started: Sequence[BaseProcess]) -> Iterator[None]:
+    """Inside, rows of `batches` are used.
+
+    torch tells of a dead worker by a RuntimeError, wherever the process just is; a row that it had not handed over
+    whole breaks a connection.
+
+    Raises:
+        LostProcess: one of the workers has died.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        ending = {worker.sentinel: worker for worker in started}
+        with suppress(RuntimeError):  # torch's, once more, when the worker is dead at last
+            for sentinel in wait(list(ending), DYING_S):
+                ending[sentinel].join()  # type: ignore[index]
+        dead = [worker for worker in started if worker.exitcode]
+        if not dead:
+            raise
+        code = dead[0].exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        raise LostProcess(
+            f"a data worker (process {dead[0].pid}) {how}: often memory, or room in /dev/shm, has run out; have fewer "
+            f"--workers, or 0 to load in the training process; --resume auto goes on from the newest checkpoint"
+        ) from error
 
 
 def _outlive_sigterm(worker: int) -> None:

@@ -5,9 +5,9 @@ from math import inf
 
 import torch
 
-from beni.errors import DataError
+from beni.errors import DataError, NotWritten
 from beni.eval.judge import held_out_loss
-from beni.training import checkpoint
+from beni.training import checkpoint, committed
 from beni.training.checkpoint import Facts, Position
 from beni.training.loop import StepReport
 from beni.training.metrics import Metrics, Totals, trim
@@ -25,8 +25,10 @@ class Callbacks:
         self.checkpoints = run.folder / "checkpoints"
         self.held_out = held_out(run)
         selects = run.config.run.select == "best"
-        self.lowest = checkpoint.lowest_loss(self.checkpoints, position.steps) if selects else -inf
+        self.lowest = committed.lowest_loss(self.checkpoints, position.steps) if selects else -inf
         self.saved = position
+        self.failed_checkpoints: list[int] = []
+        """Steps whose checkpoint could not be written."""
         self.eval_every = run.config.run.eval_every or max(1, run.total // EVALUATIONS)
         self.totals, self.window = Totals(), Totals()
         if run.processes.is_main:
@@ -51,22 +53,38 @@ class Callbacks:
         if self.held_out is not None and (done % self.eval_every == 0 or last):
             loss = held_out_loss(self.run.built.model, self.held_out, self.run.processes)
             self.metrics.log(done, val_loss=loss)
-            if loss < self.lowest:
-                best = self.lowest = loss
+            best = loss if loss < self.lowest else None
         due = options.checkpoint_every and done % options.checkpoint_every == 0
         if last or due or best is not None:
-            self.save(step.position, best)
+            self._try_to_save(step.position, best, last)
         self.clock += time.perf_counter() - paused
 
     def save(self, position: Position, best: float | None = None) -> None:
-        """Write a checkpoint, unless it is there; `best` is the validation loss, if it is the lowest so far."""
+        """Write a checkpoint, unless it is there; `best` is the validation loss, if it is the lowest so far.
+
+        Raises:
+            NotWritten: it cannot be.
+        """
         if position == self.saved and position.steps:
             return
-        self.saved = position
         model, keep = self.run.built.model, self.run.config.run.keep
         checkpoint.save(
             self.checkpoints, model, self.optimizer, position, self.facts, self.run.processes, keep=keep, best=best
         )
+        self.saved = position
+        if best is not None:
+            self.lowest = best
+
+    def _try_to_save(self, position: Position, best: float | None, last: bool) -> None:
+        """Write a checkpoint; whether the run survives if it cannot be written is for the options to say."""
+        try:
+            self.save(position, best)
+        except NotWritten as error:
+            if self.run.config.run.on_checkpoint_error == "stop" and not last:
+                raise NotWritten(f"{error}; make room, and --resume auto goes on from there") from error
+            self.failed_checkpoints.append(position.steps)
+            self.metrics.log(position.steps, checkpoint_failed=str(error))
+            self.metrics.tell(f"warning: {error}; the run goes on")
 
     def _log(self, step: StepReport) -> None:
         self.window.seconds = time.perf_counter() - self.clock

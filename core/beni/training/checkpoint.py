@@ -10,25 +10,22 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from beni.errors import CheckpointError
+from beni.errors import CheckpointError, NotWritten, first_line
 from beni.processes import Processes
+from beni.training.committed import BEST, LATEST, STATE, checksum, latest, named, steps_of, verify
 from beni.weights import sha256
-
-STATE = "state.json"
-LATEST, BEST = "latest", "best"
-"""Files that name a checkpoint: the newest, and the one with the lowest validation loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +101,26 @@ def save(
 
     Returns:
         The committed folder.
+
+    Raises:
+        NotWritten: on every process, if one of them cannot write its share; what was there before is still there.
     """
+    processes.doing(f"saving the checkpoint of step {position.steps}")
     final = folder / f"step-{position.steps:08d}"
     draft = folder / f".{final.name}"
-    if processes.is_main:
+
+    def begin() -> None:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-    processes.barrier()
-    with _quiet():
-        dcp.save(_state(model, optimizer, processes), checkpoint_id=draft, no_dist=processes.world == 1)
-    processes.barrier()
-    if processes.is_main:
+
+    def write() -> None:
+        with _quiet():
+            dcp.save(_state(model, optimizer, processes), checkpoint_id=draft, no_dist=processes.world == 1)
+
+    def commit() -> None:
         files = {file.name: sha256(file) for file in sorted(draft.iterdir())}
         state = {"position": asdict(position), "facts": asdict(facts), "files": files}
-        _write(draft / STATE, json.dumps(state, indent=1))
+        _write(draft / STATE, json.dumps(state | {"checksum": checksum(state)}, indent=1))
         for file in draft.iterdir():
             _flush(file)
         shutil.rmtree(final, ignore_errors=True)
@@ -127,8 +130,59 @@ def save(
         _point(folder, LATEST, final.name)
         _flush(folder)
         _prune(folder, position.steps, keep)
-    processes.barrier()
+
+    try:
+        for work in (begin, write, commit):
+            _together(work if processes.is_main or work is write else _nothing, processes)
+    except NotWritten as error:
+        if processes.is_main:
+            shutil.rmtree(draft, ignore_errors=True)
+        before = latest(folder)
+        whole = f"{before.name} is whole" if before else "there is none before it"
+        raise NotWritten(
+            f"the checkpoint of step {position.steps} cannot be written to {folder}: {error} ({_free(folder)}); {whole}"
+        ) from error
     return final
+
+
+def _together(work: Callable[[], None], processes: Processes) -> None:
+    """Do something on every process; if it fails on one, all raise.
+
+    Raises:
+        NotWritten: why, in the words of whoever could not.
+    """
+    reason, cause = "", None
+    try:
+        work()
+    except (OSError, CheckpointException) as error:
+        reason, cause = _reason(error), error
+    processes.barrier()
+    if reasons := [told for told in processes.gather(reason) if told]:
+        raise NotWritten(reasons[0]) from cause
+
+
+def _nothing() -> None:
+    """What other processes do while the main one writes."""
+
+
+def _reason(error: BaseException) -> str:
+    """What the operating system said, if it is known: torch's writer of archives may hide it behind its own."""
+    failed: BaseException | None = error
+    if isinstance(error, CheckpointException):
+        failed = next(iter(error.failures.values()))[0]
+    first = failed
+    while failed is not None:
+        if isinstance(failed, OSError):
+            return failed.strerror or str(failed)
+        failed = failed.__cause__ or failed.__context__
+    return first_line(first or error)
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
+    except OSError as error:
+        return f"free space unknown: {error.strerror}"
 
 
 def load(
@@ -168,61 +222,17 @@ def load(
     return position, facts
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest committed checkpoint of a run, or None."""
-    return named(folder, LATEST)
-
-
-def named(folder: Path, pointer: str) -> Path | None:
-    """The checkpoint that a pointer names, or None."""
-    file = folder / pointer
-    return folder / file.read_text().split()[0] if file.is_file() else None
-
-
-def lowest_loss(folder: Path, steps: int) -> float:
-    """Validation loss of the best checkpoint among those made up to a step, or infinity."""
-    best = named(folder, BEST)
-    if best is None or _steps(best) > steps:
-        return inf
-    return float((folder / BEST).read_text().split()[1])
-
-
 def _prune(folder: Path, steps: int, keep: int) -> None:
     """Delete what is neither among the newest nor the best, and what lies in the future of a step."""
     made = sorted(folder.glob("step-*"))
     best = named(folder, BEST)
-    if best is not None and _steps(best) > steps:
+    if best is not None and steps_of(best) > steps:
         (folder / BEST).unlink()
         best = None
-    past = [path for path in made if _steps(path) <= steps]
+    past = [path for path in made if steps_of(path) <= steps]
     for path in made:
         if path not in past[-keep:] and path != best:
             shutil.rmtree(path)
-
-
-def _steps(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def verify(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's state and compare every file with its checksum.
-
-    Raises:
-        CheckpointError: names the damaged file.
-    """
-    try:
-        state = json.loads((path / STATE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint: {STATE} is missing or damaged") from error
-    for name, expected in state["files"].items():
-        file = path / name
-        if not file.is_file() or sha256(file) != expected:
-            others = [p.name for p in sorted(path.parent.glob("step-*")) if p != path]
-            raise CheckpointError(
-                f"checkpoint {path} is damaged: {name} {'is missing' if not file.is_file() else 'has changed'}"
-                + (f"; continue from {others[-1]} with --resume {path.parent / others[-1]}" if others else "")
-            )
-    return state
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Any]:
@@ -255,8 +265,11 @@ def _rng(processes: Processes) -> str:
 
 def _point(folder: Path, pointer: str, text: str) -> None:
     draft = folder / f".{pointer}"
-    _write(draft, text)
-    draft.replace(folder / pointer)
+    try:
+        _write(draft, text)
+        draft.replace(folder / pointer)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:

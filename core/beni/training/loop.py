@@ -64,7 +64,9 @@ def train_loop(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.train()
+    processes.doing(f"loading the rows of step {position.steps + 1}")
     for epoch, step_in_epoch, batches in steps:
+        processes.doing(f"in step {position.steps + 1}")
         factor = lr_factor(position.steps, total, optim)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
@@ -94,6 +96,7 @@ def train_loop(
                 )
         optimizer.zero_grad(set_to_none=True)
         after_step(StepReport(position, loss, grad_norm, factor, skipped, batches))
+        processes.doing(f"loading the rows of step {position.steps + 1}")
     return position
 
 

@@ -68,10 +68,14 @@ class Totals:
 
 
 class Metrics:
-    """Writes metrics.jsonl and drives the progress bar; does nothing on other processes than the main one."""
+    """Writes metrics.jsonl and drives the progress bar; does nothing on other processes than the main one.
+
+    Lines for which there is no room on the disk are kept, and written when there is.
+    """
 
     def __init__(self, folder: Path, steps: int, done: int, is_main: bool) -> None:
-        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8") if is_main else None
+        self.file = (folder / "metrics.jsonl").open("ab", buffering=0) if is_main else None
+        self.unwritten = b""
         self.bar = tqdm(total=steps, initial=done, unit="step", disable=not is_main, dynamic_ncols=True)
         self.started = time.perf_counter()
 
@@ -79,8 +83,15 @@ class Metrics:
         """Append a line."""
         if self.file is not None:
             line = {"step": step, "time_s": round(time.perf_counter() - self.started, 3), **values}
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
+            had_room = not self.unwritten
+            self.unwritten += json.dumps(line).encode() + b"\n"
+            if (why := self._write()) and had_room:
+                self.tell(f"warning: {self.file.name} cannot be written: {why}; its lines are kept until there is room")
+
+    def tell(self, message: str) -> None:
+        """Print a line beside the progress bar."""
+        if self.file is not None:
+            tqdm.write(message, file=sys.stderr)
 
     def advance(self, **shown: str) -> None:
         """One step done."""
@@ -90,7 +101,19 @@ class Metrics:
     def close(self) -> None:
         self.bar.close()
         if self.file is not None:
+            if self.unwritten and (why := self._write()):
+                self.tell(f"warning: {self.file.name} lacks its last lines: {why}")
             self.file.close()
+
+    def _write(self) -> str:
+        """Write what can be written; why not all of it, or nothing."""
+        assert self.file is not None
+        try:
+            while self.unwritten:
+                self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
 
 
 def trim(path: Path, step: int) -> None:

@@ -2,17 +2,20 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from beni.config import RunConfig
-from beni.errors import CheckpointError, ConfigError
+from beni.errors import CheckpointError, ConfigError, NotWritten, first_line
 from beni.model.build import Built
 from beni.model.processing import BeniProcessor
 from beni.processes import Processes
-from beni.training import checkpoint
+from beni.training import committed
 from beni.training.adapters import Adapters, merge, save_adapters
 from beni.training.quantize import restored
 
@@ -49,11 +52,11 @@ def resume_path(config: RunConfig) -> Path | None:
     if wanted == "auto":
         if not config.run.out:
             raise ConfigError("--resume auto continues the run in --out: name that folder")
-        return checkpoint.latest(Path(config.run.out) / "checkpoints")
+        return committed.latest(Path(config.run.out) / "checkpoints")
     path = Path(wanted)
     if not path.is_dir():
         raise CheckpointError(f"--resume {wanted}: there is no checkpoint folder of that name")
-    return checkpoint.latest(path / "checkpoints") or path
+    return committed.latest(path / "checkpoints") or path
 
 
 def save_model(folder: Path, built: Built, adapters: list[Adapters], processes: Processes) -> None:
@@ -67,10 +70,28 @@ def save_model(folder: Path, built: Built, adapters: list[Adapters], processes: 
     for alias in built.model.all_tied_weights_keys:
         state.pop(alias, None)  # tied tensors are one on disk
     if processes.is_main:
-        save_adapters(folder / "adapters", adapters, state)
-        built.model.save_pretrained(folder / "model", state_dict=merge(built.model, restored(built.model, state)))
-        BeniProcessor(built.tokenizer, built.composer).save_pretrained(folder / "model")
+        with room(folder):
+            save_adapters(folder / "adapters", adapters, state)
+            built.model.save_pretrained(folder / "model", state_dict=merge(built.model, restored(built.model, state)))
+            BeniProcessor(built.tokenizer, built.composer).save_pretrained(folder / "model")
     processes.barrier()
+
+
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Inside, results are written.
+
+    Raises:
+        NotWritten: they cannot be.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise NotWritten(
+            f"the results cannot be written to {folder}: {why}; make room, and --resume auto does the rest again: "
+            f"{getattr(committed.latest(folder / 'checkpoints'), 'name', 'no checkpoint')} is whole"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -36,6 +36,7 @@ class Run:
 
 def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> Run:
     """Load the data, build the model, plan the batches, decide what is trained."""
+    procs.doing("preparing")
     rows, world = config.batch.rows, procs.world
     if rows % world:
         raise ConfigError(f"--rows {rows} cannot be shared by {world} processes: choose a multiple of {world}")
@@ -52,6 +53,7 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
         raise ConfigError("nothing is trained: every part was loaded or quantized; name some with --train")
     if config.run.select == "best" and not validation(config.data.data):
         raise ConfigError("--select best compares losses on a validation split, and no source has one")
+    procs.barrier()  # preparing takes as long as it takes
     folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
     data = Rows(sources, plan, built.composer, config.run.seed, config.data.augment)
     total = config.optim.steps or _steps(plan, config.optim.epochs)

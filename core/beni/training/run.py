@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,19 @@ import torch
 
 from beni import report
 from beni.config import RunConfig
-from beni.data.loader import Rows, batches
+from beni.data.loader import Rows, batches, worker_deaths_told
 from beni.data.plan import Lengths, Plan
 from beni.data.spec import judged
 from beni.errors import Stopped
 from beni.eval.judge import Prediction, held_out_loss, judge, subset, summary
 from beni.processes import Processes, processes
 from beni.sample import Sample
-from beni.training import checkpoint, freeze
+from beni.training import checkpoint, committed, freeze
 from beni.training.callbacks import Callbacks
 from beni.training.checkpoint import Facts, Position
 from beni.training.loop import train_loop
 from beni.training.metrics import Totals, peak_memory_bytes, read_lines
-from beni.training.outputs import resume_path, save_model, write_json
+from beni.training.outputs import resume_path, room, save_model, write_json
 from beni.training.parallel import parallelize
 from beni.training.prepare import Run, prepare
 from beni.training.stop import sigterm_noted
@@ -39,6 +40,8 @@ class Fitted:
     selected: Position
     """Of which the model's weights are."""
     facts: Facts
+    unsaved: list[int]
+    """Steps whose checkpoint could not be written."""
 
 
 def train(config: RunConfig) -> dict[str, Any]:
@@ -68,7 +71,9 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
     if procs.is_main:
         _print_table(run)
     fitted = _fit(run, resumed_from)
+    procs.doing("saving the model")
     save_model(run.folder, run.built, run.adapters, procs)
+    procs.doing("judging")
     samples, predictions, judgement = _judge(run)
     result = {
         **judgement,
@@ -76,6 +81,7 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         "skipped_steps": fitted.position.skipped,
         "selected_step": fitted.selected.steps,
         "computed": list(fitted.facts.computed),
+        "failed_checkpoints": fitted.unsaved,
         **fitted.totals.summary(),
         **_unusable(run.rows.plan.lengths),
         "parameters": _parameters(run.table),
@@ -83,11 +89,13 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         "processes": procs.world,
         "wall_s": time.perf_counter() - started,
     }
+    procs.doing("writing the report")
     if procs.is_main:
-        write_json(run.folder / "result.json", result)
         shown = report.choose_shown(samples, predictions, seed=config.run.seed)
         lines = read_lines(run.folder / "metrics.jsonl")
-        report.write_report(run.folder / "report.html", result, lines, shown, config.to_dict())
+        with room(run.folder):
+            write_json(run.folder / "result.json", result)
+            report.write_report(run.folder / "report.html", result, lines, shown, config.to_dict())
     return result
 
 
@@ -107,6 +115,7 @@ def _fit(run: Run, resumed_from: Path | None) -> Fitted:
     callbacks = Callbacks(run, optimizer, facts, position)
     if procs.is_main:
         _record(run)
+    workers: list[BaseProcess] = []
     steps = batches(
         run.rows,
         position.epoch,
@@ -115,9 +124,10 @@ def _fit(run: Run, resumed_from: Path | None) -> Fitted:
         config.data.workers,
         procs.rank,
         procs.world,
+        workers,
     )
     try:
-        with sigterm_noted() as asked_to_stop:
+        with worker_deaths_told(workers), sigterm_noted() as asked_to_stop:
             position = train_loop(
                 model,
                 optimizer,
@@ -143,10 +153,10 @@ def _fit(run: Run, resumed_from: Path | None) -> Fitted:
     if frozen != freeze.frozen_checksum(model, procs.replica):
         raise RuntimeError("a frozen parameter changed during training: this is a defect of beni")
     selected = position
-    best = checkpoint.named(callbacks.checkpoints, checkpoint.BEST)
+    best = committed.named(callbacks.checkpoints, committed.BEST)
     if config.run.select == "best" and best is not None:
         selected, _ = checkpoint.load(best, model, optimizer, facts, procs)
-    return Fitted(callbacks.totals.over(procs), position, selected, facts)
+    return Fitted(callbacks.totals.over(procs), position, selected, facts, callbacks.failed_checkpoints)
 
 
 def _judge(run: Run) -> tuple[list[Sample], list[Prediction], dict[str, Any]]:

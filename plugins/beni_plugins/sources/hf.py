@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import datasets
 
 from beni.config import PartConfig
-from beni.errors import DataError
+from beni.errors import DataError, first_line
 from beni.interfaces import Source
 from beni.sample import IMAGE_MARK, ROLES, ImageRef, Sample, Turn, image_ref, split_marks
 
@@ -24,6 +24,9 @@ USUAL = {
 }
 """Column names that are recognised, first match wins."""
 LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
+
+ENDS = {".parquet": b"PAR1", ".arrow": b"ARROW1"}
+"""What files of these kinds begin and end with; an arrow stream does neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class HfDataset(Source):
         except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
             if str(error).startswith("Unknown split"):
                 return None
-            raise DataError(f"hf:{self.config.path} cannot be read: {_first_line(error.__cause__ or error)}") from error
+            raise DataError(f"hf:{self.config.path} cannot be read: {_why(path, error)}") from error
 
 
 class Rows(Sequence[Sample]):
@@ -191,5 +194,19 @@ def _flatten(content: Any) -> str | None:
     return "".join(IMAGE_MARK if part.get("type") == "image" else str(part.get("text") or "") for part in content)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _why(path: Path, error: BaseException) -> str:
+    """What is wrong with a file, or with which one of a folder, if that can be seen: the libraries do not say."""
+    for file in [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []:
+        mark = ENDS.get(file.suffix)
+        if mark and file.is_file() and _cut_off(file, mark):
+            return f"{file} was cut off: it ends at byte {file.stat().st_size:,}, in the middle of its data"
+    said = first_line(error.__cause__ or error)
+    return f"{said} (it has {path.stat().st_size:,} bytes: cut off?)" if path.is_file() else said
+
+
+def _cut_off(file: Path, mark: bytes) -> bool:
+    """Whether a file begins as it should, and does not end so."""
+    with file.open("rb") as data:
+        begins = data.read(len(mark)) == mark
+        data.seek(max(0, file.stat().st_size - len(mark)))
+        return begins and data.read() != mark
