@@ -13,11 +13,10 @@ from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForImageTextToText, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from beni.config import PeftOptions
-from beni.data.loader import Rows
-from beni.data.plan import Lengths, Plan
 from beni.data.spec import judged
 from beni.errors import CheckpointError, ConfigError
-from beni.eval.judge import held_out_loss, subset
+from beni.eval.held_out import HeldOut
+from beni.eval.judge import subset
 from beni.eval.saved import load_saved
 from beni.model.build import Built, build
 from beni.processes import processes
@@ -138,8 +137,7 @@ def test_what_is_saved_is_what_was_judged(tmp_path: Path) -> None:
     chosen = subset(samples, config.data.eval_limit, config.run.seed)
     with processes(config.run) as procs:
         saved, composer = load_saved(str(tmp_path / "run/model"), procs.device)
-        plan = Plan([Lengths(chosen, composer)], (), config.batch, seed=0, shuffle=False)
-        loss = held_out_loss(saved, Rows([chosen], plan, composer), procs)
+        loss = HeldOut.of([chosen], composer, config.batch).loss(saved, procs)
     assert loss == pytest.approx(result["eval_loss"], rel=1e-4)
 
 

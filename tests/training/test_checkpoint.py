@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from beni.config import RunConfig
 from beni.errors import CheckpointError, ConfigError, NotWritten, Stopped
+from beni.eval.held_out import HeldOut
 from beni.testing.launch import run_ranks
 from beni.training import callbacks, committed
 from beni.training.metrics import Metrics
@@ -32,7 +33,7 @@ LOSSES = (0.9, 0.4, 0.7, 0.5, 0.8, 0.6)
 def run(out: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
     """Six steps, each validated and saved."""
     losses = iter(LOSSES)
-    monkeypatch.setattr(callbacks, "held_out_loss", lambda *_: next(losses))
+    monkeypatch.setattr(HeldOut, "figures", lambda *_: {"val_loss": next(losses)})
     changes = {"out": str(out), "eval_every": 1, "checkpoint_every": 1, **options}
     return train(small_run(out, optim={"steps": 6}, run=changes))
 
@@ -61,7 +62,7 @@ def test_the_best_stays_and_is_what_is_saved(tmp_path: Path, monkeypatch: pytest
 def test_the_best_so_far_is_remembered_by_a_continued_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "run", monkeypatch, select="best", keep=6)
     (tmp_path / "run/checkpoints/latest").write_text("step-00000003")
-    monkeypatch.setattr(callbacks, "held_out_loss", lambda *_: 0.45)  # better than the third, not than the second
+    monkeypatch.setattr(HeldOut, "figures", lambda *_: {"val_loss": 0.45})  # better than the third, not than the second
     changes = {"eval_every": 1, "select": "best", "keep": 6, "resume": "auto", "checkpoint_every": 1}
     result = train(small_run(tmp_path / "run", optim={"steps": 6}, run={"out": str(tmp_path / "run"), **changes}))
     assert result["selected_step"] == 2
@@ -70,7 +71,7 @@ def test_the_best_so_far_is_remembered_by_a_continued_run(tmp_path: Path, monkey
 def test_a_best_from_the_future_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "run", monkeypatch, select="best", keep=6)
     first = tmp_path / "run/checkpoints/step-00000001"
-    monkeypatch.setattr(callbacks, "held_out_loss", lambda *_: 0.6)
+    monkeypatch.setattr(HeldOut, "figures", lambda *_: {"val_loss": 0.6})
     changes = {"eval_every": 3, "select": "best", "resume": str(first), "checkpoint_every": 1}
     result = train(small_run(tmp_path / "run", optim={"steps": 6}, run={"out": str(tmp_path / "run"), **changes}))
     assert result["selected_step"] == 3 and kept(tmp_path / "run") == [3, 5, 6]
@@ -104,7 +105,7 @@ def _stop_in(step: int, monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> N
 def test_sigterm_while_the_best_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """In the last step, too: what is left, judging, is for the continuation."""
     losses = iter((0.9, 0.4, 0.7, 0.5, 0.8, 0.3))
-    monkeypatch.setattr(callbacks, "held_out_loss", lambda *_: next(losses))
+    monkeypatch.setattr(HeldOut, "figures", lambda *_: {"val_loss": next(losses)})
     changes = {"out": str(tmp_path), "eval_every": 1, "checkpoint_every": 1, "select": "best"}
     with pytest.raises(Stopped, match=f"behind step {step} of 6"):
         _stop_in(step, monkeypatch, small_run(tmp_path, optim={"steps": 6}, run=changes))

@@ -23,6 +23,12 @@ from beni.sample import IMAGE_MARK, Sample, Turn, image_ref
 from beni.training.run import train as run_training
 from beni.training.stages import train_stages
 
+HEADLINE = (
+    *("accuracy", "accuracy_blind", "eval_loss", "val_loss", "val_nats_per_char"),
+    *("steps", "samples_per_s", "tokens_per_s", "wall_s"),
+)
+"""What of a result is printed."""
+
 
 def train(arguments: Sequence[str], program: str) -> None:
     """Train, judge and save; prints the headline figures, of each stage if a file has several."""
@@ -35,8 +41,8 @@ def train(arguments: Sequence[str], program: str) -> None:
 
 def _headline(result: dict[str, Any]) -> None:
     if "accuracy" in result:
-        keys = ("accuracy", "accuracy_blind", "eval_loss", "steps", "samples_per_s", "tokens_per_s", "wall_s")
-        tqdm.write(json.dumps({key: result[key] for key in keys if result.get(key) is not None}), file=sys.stdout)
+        shown = {key: result[key] for key in HEADLINE if result.get(key) is not None}
+        tqdm.write(json.dumps(shown), file=sys.stdout)
 
 
 @dataclass(frozen=True, slots=True)

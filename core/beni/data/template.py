@@ -135,7 +135,9 @@ class Template:
     def _text(self, turns: Sequence[Turn], labelled: bool) -> tuple[Piece, ...]:
         if len(turns) > 1:
             raise DataError("raw text is one turn, this has more behind it")
-        return tuple(
+        first = self.tokenizer("")["input_ids"][:1]  # BOS, if texts begin so: their first token is learned, too
+        begin = [Piece(tuple(first))] if first == [self.tokenizer.bos_token_id] else []
+        return *begin, *(
             Piece(image=part) if isinstance(part, int) else Piece(self._tokenize(self._plain(part)), labelled=labelled)
             for part in turns[0].content
         )

@@ -1,4 +1,4 @@
-"""Batched greedy answers, exact-match accuracy, and the loss on held-out rows."""
+"""Batched greedy answers and exact-match accuracy."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,6 @@ from tqdm import tqdm
 from beni.data.batch import Pictures, Prepare, dummy_document
 from beni.data.document import Composer, Document
 from beni.data.images import mean_colour
-from beni.data.loader import Rows
 from beni.data.padded import pad
 from beni.errors import ImageError
 from beni.model.modeling import BeniForConditionalGeneration
@@ -96,24 +95,6 @@ def answer_texts(
             synced_gpus=synced,
         )
     return tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def held_out_loss(model: BeniForConditionalGeneration, rows: Rows, processes: Processes) -> float:
-    """Mean cross-entropy per target, in nats, weighted if the samples are, over all rows of an unshuffled plan."""
-    was_training = model.training
-    model.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    weight = 0.0
-    with torch.no_grad():
-        for step in range(rows.plan.steps(0)):
-            share = range(processes.rank, rows.plan.batch.rows, processes.world)
-            for number in share:
-                batch = rows[(0, step, number)]
-                total += model(packed=batch.to(processes.device)).loss.double().cpu()
-                weight += batch.stats.weight
-    model.train(was_training)
-    loss, weight = processes.sum(total.item(), weight)
-    return loss / (weight or 1)
 
 
 def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:

@@ -51,7 +51,11 @@ class FusionConformance(ModelConformance):
                 )
                 require(bool(spelled), "`spell` gives an image no form: text behind it must be told from text before")
                 words = [part for part in spelled if isinstance(part, str)]
-                unknown = [word for word in words if not composer.template.tokenizer(word)["input_ids"]]
+                unknown = [
+                    word
+                    for word in words
+                    if not composer.template.tokenizer(word, add_special_tokens=False)["input_ids"]
+                ]
                 require(not unknown, f"`spell` writes {unknown}, which are no tokens: name them in `new_tokens`")
 
     def test_the_visual_width_is_a_width(self) -> None:

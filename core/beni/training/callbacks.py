@@ -6,7 +6,6 @@ from math import inf
 import torch
 
 from beni.errors import DataError, NotWritten
-from beni.eval.judge import held_out_loss
 from beni.training import checkpoint, committed
 from beni.training.checkpoint import Facts, Position
 from beni.training.loop import StepReport
@@ -51,9 +50,9 @@ class Callbacks:
         paused = time.perf_counter()
         best = None
         if self.held_out is not None and (done % self.eval_every == 0 or last):
-            loss = held_out_loss(self.run.built.model, self.held_out, self.run.processes)
-            self.metrics.log(done, val_loss=loss)
-            best = loss if loss < self.lowest else None
+            figures = self.held_out.figures(self.run.built.model, self.run.processes)
+            self.metrics.log(done, **figures)
+            best = figures["val_loss"] if figures["val_loss"] < self.lowest else None
         due = options.checkpoint_every and done % options.checkpoint_every == 0
         if last or due or best is not None:
             self._try_to_save(step.position, best, last)

@@ -9,6 +9,7 @@ from beni.data.loader import Rows
 from beni.data.plan import Lengths, Plan
 from beni.data.spec import parse, training, validation
 from beni.errors import ConfigError, DataError
+from beni.eval.held_out import HeldOut
 from beni.model.build import Built, build
 from beni.processes import Processes
 from beni.sample import Sample
@@ -73,13 +74,10 @@ def _plan(config: RunConfig, built: Built, sources: Sequence[Sequence[Sample]]) 
     return Plan(lengths, weights, config.batch, config.run.seed)
 
 
-def held_out(run: Run) -> Rows | None:
-    """Rows of the validation splits, or None if no source has one."""
+def held_out(run: Run) -> HeldOut | None:
+    """The validation splits, or None if no source has one."""
     sources = validation(run.config.data.data)
-    if not sources:
-        return None
-    lengths = [Lengths(samples, run.built.composer) for samples in sources]
-    return Rows(sources, Plan(lengths, (), run.config.batch, seed=0, shuffle=False), run.built.composer)
+    return HeldOut.of(sources, run.built.composer, run.config.batch) if sources else None
 
 
 def _steps(plan: Plan, epochs: float) -> int:

@@ -12,11 +12,12 @@ import torch
 
 from beni import report
 from beni.config import RunConfig
-from beni.data.loader import Rows, batches, worker_deaths_told
-from beni.data.plan import Lengths, Plan
+from beni.data.loader import batches, worker_deaths_told
+from beni.data.plan import Lengths
 from beni.data.spec import judged
 from beni.errors import Stopped
-from beni.eval.judge import Prediction, held_out_loss, judge, subset, summary
+from beni.eval.held_out import HeldOut
+from beni.eval.judge import Prediction, judge, subset, summary
 from beni.processes import Processes, processes
 from beni.sample import Sample
 from beni.training import checkpoint, committed, freeze
@@ -42,6 +43,8 @@ class Fitted:
     facts: Facts
     unsaved: list[int]
     """Steps whose checkpoint could not be written."""
+    validated: dict[str, float]
+    """Figures of the selected weights on the validation splits."""
 
 
 def train(config: RunConfig) -> dict[str, Any]:
@@ -82,6 +85,7 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         "selected_step": fitted.selected.steps,
         "computed": list(fitted.facts.computed),
         "failed_checkpoints": fitted.unsaved,
+        **fitted.validated,
         **fitted.totals.summary(),
         **_unusable(run.rows.plan.lengths),
         "parameters": _parameters(run.table),
@@ -156,7 +160,14 @@ def _fit(run: Run, resumed_from: Path | None) -> Fitted:
     best = committed.named(callbacks.checkpoints, committed.BEST)
     if config.run.select == "best" and best is not None:
         selected, _ = checkpoint.load(best, model, optimizer, facts, procs)
-    return Fitted(callbacks.totals.over(procs), position, selected, facts, callbacks.failed_checkpoints)
+    validated = procs.from_main(_validated(run.folder, selected.steps) if procs.is_main else {})
+    return Fitted(callbacks.totals.over(procs), position, selected, facts, callbacks.failed_checkpoints, validated)
+
+
+def _validated(folder: Path, step: int) -> dict[str, float]:
+    """What was logged of the validation splits behind a step, by this process or before the run was continued."""
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if line["step"] == step]
+    return {name: value for line in lines for name, value in line.items() if name.startswith("val_")}
 
 
 def _judge(run: Run) -> tuple[list[Sample], list[Prediction], dict[str, Any]]:
@@ -172,11 +183,10 @@ def _judge(run: Run) -> tuple[list[Sample], list[Prediction], dict[str, Any]]:
     arguments = (everything, procs, data.eval_batch, data.max_new_tokens)
     seeing = judge(built.model, built.composer, *arguments, label="judging")
     blind = judge(built.model, built.composer, *arguments, blind=True, label="judging blind")
-    plan = Plan([Lengths(everything, built.composer)], (), run.config.batch, seed=0, shuffle=False)
     figures |= {
         "accuracy": summary(seeing)["accuracy"],
         "accuracy_blind": summary(blind)["accuracy"],
-        "eval_loss": held_out_loss(built.model, Rows([everything], plan, built.composer), procs),
+        "eval_loss": HeldOut.of([everything], built.composer, run.config.batch).loss(built.model, procs),
         "evaluations": {},
     }
     start = 0

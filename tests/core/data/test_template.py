@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from beni.data.template import BUILT_IN, Piece, Template, template_source
@@ -126,6 +127,17 @@ def test_raw_text_is_all_target() -> None:
     )
     around = template.encode((Turn("text", ("before ", 0, " behind")),))
     assert [(p.image, p.labelled) for p in around] == [(-1, True), (0, False), (-1, True)]
+
+
+def test_raw_text_begins_as_its_tokenizer_begins_texts() -> None:
+    """With BOS, so that the first token is learned, too; a tokenizer that does not write one is not made to."""
+    tokenizer = llama_like()
+    plain = Template(tokenizer, "").encode((Turn("text", ("abc",)),))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    begun = Template(tokenizer, "").encode((Turn("text", ("abc",)),))
+    assert begun == (Piece((tokenizer.bos_token_id,)), *plain)
 
 
 def test_other_end_tokens_end_answers() -> None:

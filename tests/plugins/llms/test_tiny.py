@@ -37,8 +37,13 @@ def test_every_text_survives(text: str, texts: list[str]) -> None:
 
 def test_common_words_are_one_token() -> None:
     tokenizer = TinyLlama(TinyLlamaConfig()).tokenizer(TEXTS)
-    assert len(tokenizer(" cats")["input_ids"]) == 1
-    assert len(tokenizer(" zebra")["input_ids"]) == len(" zebra")
+    assert len(tokenizer.tokenize(" cats")) == 1
+    assert len(tokenizer.tokenize(" zebra")) == len(" zebra")
+
+
+def test_texts_begin_with_bos() -> None:
+    tokenizer = TinyLlama(TinyLlamaConfig()).tokenizer(TEXTS)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("no")["input_ids"]) == ["<bos>", "no"]
 
 
 def test_vocabularies_are_as_large_as_wanted() -> None:

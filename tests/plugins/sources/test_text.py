@@ -10,8 +10,8 @@ from beni.errors import ConfigError, DataError
 from beni.sample import Turn
 
 
-def texts(spec: str) -> list[str]:
-    return ["".join(map(str, sample.turns[0].content)) for sample in parse(spec).samples("train") or []]
+def texts(spec: str, split: str = "train") -> list[str]:
+    return ["".join(map(str, sample.turns[0].content)) for sample in parse(spec).samples(split) or []]
 
 
 @pytest.mark.parametrize("characters", [1, 7, 64, 5000])
@@ -39,6 +39,22 @@ def test_documents_of_json_lines(tmp_path: Path) -> None:
         path.write_text(f'{{"text": "a"}}\n{wrong}\n')
         with pytest.raises(DataError, match=r"a\.jsonl, line 2: not"):
             texts(f"text:{path}")
+
+
+def test_the_end_is_held_out(tmp_path: Path) -> None:
+    path, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    path.write_text("".join(f"line {n}\n" for n in range(1000)))
+    lines.write_text("".join(f'{{"text": "{n}"}}\n' for n in range(20)))
+    train, val = (texts(f"text:{path}?characters=64&validation=0.1", split) for split in ("train", "val"))
+    whole = path.read_text()
+    assert "".join(train) == whole[: round(0.9 * len(whole))] and "".join(train + val) == whole
+    names = [{s.id for s in parse(f"text:{path}?validation=0.1").samples(split) or []} for split in ("train", "val")]
+    assert not names[0] & names[1]
+    assert texts(f"text:{lines}?validation=0.25", "val") == ["15", "16", "17", "18", "19"]
+    assert parse(f"text:{path}").samples("val") is None
+    for wrong in ("-0.1", "1"):
+        with pytest.raises(ConfigError, match=r"'validation' is .*; it must be in \[0, 1\)"):
+            texts(f"text:{path}?validation={wrong}")
 
 
 def test_mistakes(tmp_path: Path) -> None:
