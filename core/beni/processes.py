@@ -42,6 +42,8 @@ class Processes:
     """Of the computation; parameters are kept in fp32."""
     mesh: DeviceMesh | None
     """(replicas, processes of a replica); over the second the model is sharded. None when nothing needs FSDP."""
+    copies: DeviceMesh | None = None
+    """(processes, 1): of what every process has a copy; None if nothing is to be laid out so."""
     peers: Peers | None = None
     """The others, where there are any."""
 
@@ -49,11 +51,6 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
-
-    @property
-    def replica(self) -> int:
-        """Which copy of the model this process has a share of."""
-        return 0 if self.mesh is None else self.mesh.get_local_rank("replicate")
 
     def sum(self, *values: float) -> list[float]:
         """Sum numbers over all processes."""
@@ -125,13 +122,17 @@ def processes(options: RunOptions) -> Iterator[Processes]:
     needs_fsdp = world > 1 or dtype is not torch.float32
     started = needs_fsdp and not dist.is_initialized()
     with _group(options, rank, world, device) if started else nullcontext():
-        shape = (options.replicas, world // options.replicas)
-        names = ("replicate", "shard")
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names) if needs_fsdp else None
+        mesh = _mesh(device, options.replicas, world) if needs_fsdp else None
+        copies = _mesh(device, world, world) if world > 1 and options.frozen_encoders == "replicated" else None
         try:
-            yield Processes(rank, world, device, dtype, mesh, _peers.get())
+            yield Processes(rank, world, device, dtype, mesh, copies, _peers.get())
         finally:  # torch keeps meshes in caches, and a mesh keeps its groups
-            getattr(mesh, "_pg_registry", {}).clear()
+            for each in (mesh, copies):
+                getattr(each, "_pg_registry", {}).clear()
+
+
+def _mesh(device: torch.device, replicas: int, world: int) -> DeviceMesh:
+    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from beni.config import OptimConfig
 from beni.errors import ConfigError
@@ -38,6 +39,7 @@ class FreezeRow:
         return self.trained > 0
 
 
+ENCODER = "encoder."
 CHECKSUMS = 1 << 40
 """How many checksums there are; sums of some thousands of them are exact in a float."""
 
@@ -199,16 +201,32 @@ def show(table: Iterable[FreezeRow]) -> str:
     return "\n".join(lines)
 
 
-def frozen_checksum(model: nn.Module, replica: int = 0) -> int:
+def frozen_encoders(table: Sequence[FreezeRow]) -> set[str]:
+    """Keys of the encoders of which nothing is trained, adapters in them neither."""
+    trained = {row.part.removesuffix(ADAPTER) for row in table if row.trainable}
+    return {row.part.removeprefix(ENCODER) for row in table if row.part.startswith(ENCODER)} - {
+        part.removeprefix(ENCODER) for part in trained
+    }
+
+
+def frozen_checksum(model: nn.Module) -> int:
     """A checksum of this process's share of all frozen parameters: their bits as whole numbers, added up.
 
-    The sum over the processes of the first replica, modulo `CHECKSUMS`, is that of the whole model, however it is
-    sharded; other replicas add nothing.
+    The sum over processes, modulo `CHECKSUMS`, is that of the whole model, however it is sharded: of what several
+    processes have copies of, only the first one's counts.
     """
     total = 0
     for parameter in model.parameters():
-        if not parameter.requires_grad and replica == 0:
-            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        if not parameter.requires_grad and not _is_copy(parameter):
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
             whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[local.element_size()]
             total += int(local.detach().contiguous().view(whole).sum(dtype=torch.int64))
     return total % CHECKSUMS
+
+
+def _is_copy(parameter: torch.Tensor) -> bool:
+    """Whether another process before this one has the same share of a parameter."""
+    if not isinstance(parameter, DTensor):
+        return False
+    places = zip(parameter.device_mesh.get_coordinate() or (), parameter.placements, strict=True)
+    return any(place and placement.is_replicate() for place, placement in places)

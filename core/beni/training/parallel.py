@@ -3,7 +3,7 @@
 The order matters: activation checkpointing, then FSDP2, then (in `beni.training.run`) loading, freezing, the optimizer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
@@ -16,23 +16,36 @@ from beni.processes import Processes
 from beni.training.recompute import checkpoint_activations
 
 
-def parallelize(model: BeniForConditionalGeneration, processes: Processes, options: RunOptions | None = None) -> None:
+def parallelize(
+    model: BeniForConditionalGeneration,
+    processes: Processes,
+    options: RunOptions | None = None,
+    frozen: Collection[str] = (),
+) -> None:
     """Move a model to its device and shard it with FSDP2, innermost units first: blocks, parts, root.
 
-    Blocks recompute their activations, if the options say so.
+    Blocks recompute their activations, and frozen encoders lie elsewhere, if the options say so.
+
+    Args:
+        frozen: keys of the encoders of which nothing is trained.
 
     FSDP2 does two jobs: it shards over processes, and it keeps fp32 masters while computing in bf16. Where neither is
     needed (one process in fp32) the model stays as it is. Gradients are summed, not averaged, over processes: the loss
     is divided by the global number of targets before.
     """
+    options = options or RunOptions()
     model.to(processes.device)
-    checkpoint_activations(model, options or RunOptions())
+    checkpoint_activations(model, options)
     if processes.mesh is None:
         return
     mesh = processes.mesh if processes.mesh.shape[0] > 1 else processes.mesh["shard"]
     policy = MixedPrecisionPolicy(param_dtype=processes.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    elsewhere = {m for key in frozen for m in model.encoders[key].modules()} if processes.world > 1 else set()
     for unit in units(model):
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
+        if unit not in elsewhere or options.frozen_encoders == "sharded":
+            fully_shard(unit, mesh=mesh, mp_policy=policy)
+        elif options.frozen_encoders == "replicated":
+            fully_shard(unit, mesh=processes.copies, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

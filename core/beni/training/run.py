@@ -106,11 +106,11 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
 def _fit(run: Run, resumed_from: Path | None) -> Fitted:
     """Shard, freeze, continue where a checkpoint stopped, and train to the end."""
     config, procs, model = run.config, run.processes, run.built.model
-    parallelize(model, procs, config.run)
+    parallelize(model, procs, config.run, freeze.frozen_encoders(run.table))
     freeze.apply(model, run.table)
     groups = freeze.parameter_groups(model, run.table, config.optim)
     optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
-    frozen = freeze.frozen_checksum(model, procs.replica)
+    frozen = freeze.frozen_checksum(model)
     facts, position = _facts(run, int(procs.sum(frozen)[0]) % freeze.CHECKSUMS), Position()
     if resumed_from is not None:
         position, facts = checkpoint.load(resumed_from, model, optimizer, facts, procs)
@@ -154,7 +154,7 @@ def _fit(run: Run, resumed_from: Path | None) -> Fitted:
             f"stopped by SIGTERM behind step {position.steps} of {run.total}; everything is saved: the same command "
             f"with --out {run.folder} --resume auto goes on"
         )
-    if frozen != freeze.frozen_checksum(model, procs.replica):
+    if frozen != freeze.frozen_checksum(model):
         raise RuntimeError("a frozen parameter changed during training: this is a defect of beni")
     selected = position
     best = committed.named(callbacks.checkpoints, committed.BEST)
