@@ -169,6 +169,8 @@ class RunOptions:
     """Steps between checkpoints; 0 keeps only the final one."""
     keep: int = 2
     """Newest checkpoints that are kept; older ones are deleted after a newer one is committed."""
+    async_checkpoints: bool = False
+    """Copy what a checkpoint holds to memory, and write it while training goes on."""
     on_checkpoint_error: Literal["stop", "warn"] = "stop"
     """What a checkpoint that cannot be written does (the disk is full): the run ends, or goes on and tries again when
     the next one is due. The one behind the last step never ends a run: the model can still be judged and saved."""

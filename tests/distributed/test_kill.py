@@ -17,7 +17,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from beni.training import checkpoint, loop
+from beni.training import loop, saving
 from beni.training.run import train
 from tests.training.small import small_run
 
@@ -38,9 +38,9 @@ if moment == "backward":
 elif moment == "optimizer":
     loop.clip = dies(loop.clip)
 elif moment == "written":  # the shard is there, the checkpoint is not committed
-    checkpoint.sha256 = dies(checkpoint.sha256)
+    saving.sha256 = dies(saving.sha256)
 elif moment == "commit":  # renamed, but `latest` still names the one before
-    checkpoint._flush = dies(checkpoint._flush)
+    saving._flush = dies(saving._flush)
 train(small_run(out, optim={"steps": 8}, data={"augment": 0.1},
                 run={"out": str(out), "checkpoint_every": 1, "resume": "auto"}))
 """

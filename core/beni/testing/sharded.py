@@ -18,6 +18,7 @@ from beni.testing.small import CONVERSATIONS, make
 from beni.training import checkpoint
 from beni.training.checkpoint import Facts, Position
 from beni.training.parallel import parallelize
+from beni.training.saving import Saver
 
 SEED = 7
 """Of the model that a checkpoint is loaded into."""
@@ -81,9 +82,13 @@ def _one_of_two(folder: str, tables: dict[str, Any]) -> None:
         found: dict[str, Any] = {"loss": torch.tensor(procs.sum(float(loss.detach()))[0])}
         found["gradients"] = {name: _whole(p.grad) for name, p in named if p.grad is not None}
         optimizer.step()
-        saved = checkpoint.save(Path(folder) / "checkpoints", built.model, optimizer, Position(1), Facts(), procs)
+        saver = Saver(Path(folder) / "checkpoints", built.model, optimizer, procs)
+        saver.begin(Position(1), Facts())
+        saver.settle()
         again = make(**tables, run={"seed": SEED})
-        checkpoint.load(saved, again.model, _sharded(again, procs), Facts(), procs)
+        checkpoint.load(
+            Path(folder) / "checkpoints" / "step-00000001", again.model, _sharded(again, procs), Facts(), procs
+        )
         found |= {"saved": _state(built.model), "loaded": _state(again.model)}
         if procs.is_main:
             torch.save(found, Path(folder) / "two.pt")

@@ -1,16 +1,18 @@
 """What happens after a step: count, log, validate, checkpoint."""
 
 import time
+from collections.abc import Callable
 from math import inf
 
 import torch
 
 from beni.errors import DataError, NotWritten
-from beni.training import checkpoint, committed
+from beni.training import committed
 from beni.training.checkpoint import Facts, Position
 from beni.training.loop import StepReport
 from beni.training.metrics import Metrics, Totals, trim
 from beni.training.prepare import Run, held_out
+from beni.training.saving import Saver
 
 EVALUATIONS = 10
 """Times per run that the validation loss is taken, unless `eval_every` says otherwise."""
@@ -20,15 +22,19 @@ class Callbacks:
     """What happens after a step: count, log, validate, checkpoint. The clock stands still while it does."""
 
     def __init__(self, run: Run, optimizer: torch.optim.Optimizer, facts: Facts, position: Position) -> None:
-        self.run, self.optimizer, self.facts = run, optimizer, facts
+        self.run, self.facts = run, facts
         self.checkpoints = run.folder / "checkpoints"
+        options = run.config.run
+        self.saver = Saver(
+            self.checkpoints, run.built.model, optimizer, run.processes, options.keep, options.async_checkpoints
+        )
         self.held_out = held_out(run)
-        selects = run.config.run.select == "best"
+        selects = options.select == "best"
         self.lowest = committed.lowest_loss(self.checkpoints, position.steps) if selects else -inf
-        self.saved = position
+        self.saved, self.lowest_before = position, self.lowest
         self.failed_checkpoints: list[int] = []
         """Steps whose checkpoint could not be written."""
-        self.eval_every = run.config.run.eval_every or max(1, run.total // EVALUATIONS)
+        self.eval_every = options.eval_every or max(1, run.total // EVALUATIONS)
         self.totals, self.window = Totals(), Totals()
         if run.processes.is_main:
             trim(run.folder / "metrics.jsonl", position.steps)
@@ -49,40 +55,61 @@ class Callbacks:
             self.metrics.advance(loss=self.loss)
         paused = time.perf_counter()
         best = None
-        if self.held_out is not None and (done % self.eval_every == 0 or last):
+        validated = self.held_out is not None and (done % self.eval_every == 0 or last)
+        due = options.checkpoint_every and done % options.checkpoint_every == 0
+        if validated or due or last:
+            self._survive(self.saver.settle)
+        if self.held_out is not None and validated:
             figures = self.held_out.figures(self.run.built.model, self.run.processes)
             self.metrics.log(done, **figures)
             best = figures["val_loss"] if figures["val_loss"] < self.lowest else None
-        due = options.checkpoint_every and done % options.checkpoint_every == 0
         if last or due or best is not None:
-            self._try_to_save(step.position, best, last)
+            self._survive(lambda: self.begin(step.position, best), last)
+        if last:
+            self._survive(self.saver.settle, last)
         self.clock += time.perf_counter() - paused
 
-    def save(self, position: Position, best: float | None = None) -> None:
+    def begin(self, position: Position, best: float | None = None) -> None:
         """Write a checkpoint, unless it is there; `best` is the validation loss, if it is the lowest so far.
+
+        Raises:
+            NotWritten: it cannot be; of one that is written in the background, its `settle` tells.
+        """
+        if position == self.saved and position.steps:
+            return
+        self.saved, self.lowest_before = position, self.lowest
+        if best is not None:
+            self.lowest = best
+        self.saver.begin(position, self.facts, best)
+        if not self.run.config.run.async_checkpoints:
+            self.saver.settle()
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint and wait for it.
 
         Raises:
             NotWritten: it cannot be.
         """
-        if position == self.saved and position.steps:
-            return
-        model, keep = self.run.built.model, self.run.config.run.keep
-        checkpoint.save(
-            self.checkpoints, model, self.optimizer, position, self.facts, self.run.processes, keep=keep, best=best
-        )
-        self.saved = position
-        if best is not None:
-            self.lowest = best
+        self.saver.settle()
+        self.begin(position)
+        self.saver.settle()
 
-    def _try_to_save(self, position: Position, best: float | None, last: bool) -> None:
-        """Write a checkpoint; whether the run survives if it cannot be written is for the options to say."""
+    def close(self) -> None:
+        """The run ends, whatever the reason."""
+        self.saver.close(self.run.config.run.timeout)
+        self.metrics.close()
+
+    def _survive(self, work: Callable[[], None], last: bool = False) -> None:
+        """Do something about a checkpoint; whether the run survives one that cannot be written is for the options."""
         try:
-            self.save(position, best)
+            work()
         except NotWritten as error:
+            self.lowest, failed = self.lowest_before, self.saver.position
+            self.saved = Position()
             if self.run.config.run.on_checkpoint_error == "stop" and not last:
                 raise NotWritten(f"{error}; make room, and --resume auto goes on from there") from error
-            self.failed_checkpoints.append(position.steps)
-            self.metrics.log(position.steps, checkpoint_failed=str(error))
+            self.failed_checkpoints.append(failed.steps)
+            self.metrics.log(failed.steps, checkpoint_failed=str(error))
             self.metrics.tell(f"warning: {error}; the run goes on")
 
     def _log(self, step: StepReport) -> None:

@@ -1,31 +1,24 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, committed whole or not at all.
+"""What a checkpoint holds, and how a run goes on from one: as if it had never stopped.
 
-It holds what is trained; what is frozen is loaded again from where it came, and must be the same (`facts`).
-
-A checkpoint is written into a hidden folder, flushed, and renamed; `latest` moves only after that. Every file's
-checksum is written with it and verified before a byte is loaded, because a damaged shard loads without an error.
+It holds what is trained; what is frozen is loaded again from where it came, and must be the same (`Facts`). How one is
+written is in `saving`, how it is found and verified in `committed`.
 """
 
-import json
-import os
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from beni.errors import CheckpointError, NotWritten, first_line
+from beni.errors import CheckpointError
 from beni.processes import Processes
-from beni.training.committed import BEST, LATEST, STATE, checksum, latest, named, steps_of, verify
-from beni.weights import sha256
+from beni.training.committed import verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,111 +73,6 @@ class Facts:
         return ", ".join(f"{now[name]} {name} instead of {before.get(name)}" for name in names)
 
 
-def save(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    facts: Facts,
-    processes: Processes,
-    keep: int = 2,
-    best: float | None = None,
-) -> Path:
-    """Write and commit a checkpoint; every process takes part.
-
-    Args:
-        folder: of the run's checkpoints.
-        facts: what must be equal on resume, and who computed the run.
-        keep: newest checkpoints that stay, besides the best.
-        best: the validation loss, if it is the lowest so far. Checkpoints of later steps than this one's, left by a run
-            that went on from here in another way, are deleted.
-
-    Returns:
-        The committed folder.
-
-    Raises:
-        NotWritten: on every process, if one of them cannot write its share; what was there before is still there.
-    """
-    processes.doing(f"saving the checkpoint of step {position.steps}")
-    final = folder / f"step-{position.steps:08d}"
-    draft = folder / f".{final.name}"
-
-    def begin() -> None:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-
-    def write() -> None:
-        with _quiet():
-            dcp.save(_state(model, optimizer, processes), checkpoint_id=draft, no_dist=processes.world == 1)
-
-    def commit() -> None:
-        files = {file.name: sha256(file) for file in sorted(draft.iterdir())}
-        state = {"position": asdict(position), "facts": asdict(facts), "files": files}
-        _write(draft / STATE, json.dumps(state | {"checksum": checksum(state)}, indent=1))
-        for file in draft.iterdir():
-            _flush(file)
-        shutil.rmtree(final, ignore_errors=True)
-        draft.rename(final)
-        if best is not None:
-            _point(folder, BEST, f"{final.name} {best!r}")
-        _point(folder, LATEST, final.name)
-        _flush(folder)
-        _prune(folder, position.steps, keep)
-
-    try:
-        for work in (begin, write, commit):
-            _together(work if processes.is_main or work is write else _nothing, processes)
-    except NotWritten as error:
-        if processes.is_main:
-            shutil.rmtree(draft, ignore_errors=True)
-        before = latest(folder)
-        whole = f"{before.name} is whole" if before else "there is none before it"
-        raise NotWritten(
-            f"the checkpoint of step {position.steps} cannot be written to {folder}: {error} ({_free(folder)}); {whole}"
-        ) from error
-    return final
-
-
-def _together(work: Callable[[], None], processes: Processes) -> None:
-    """Do something on every process; if it fails on one, all raise.
-
-    Raises:
-        NotWritten: why, in the words of whoever could not.
-    """
-    reason, cause = "", None
-    try:
-        work()
-    except (OSError, CheckpointException) as error:
-        reason, cause = _reason(error), error
-    processes.barrier()
-    if reasons := [told for told in processes.gather(reason) if told]:
-        raise NotWritten(reasons[0]) from cause
-
-
-def _nothing() -> None:
-    """What other processes do while the main one writes."""
-
-
-def _reason(error: BaseException) -> str:
-    """What the operating system said, if it is known: torch's writer of archives may hide it behind its own."""
-    failed: BaseException | None = error
-    if isinstance(error, CheckpointException):
-        failed = next(iter(error.failures.values()))[0]
-    first = failed
-    while failed is not None:
-        if isinstance(failed, OSError):
-            return failed.strerror or str(failed)
-        failed = failed.__cause__ or failed.__context__
-    return first_line(first or error)
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free"
-    except OSError as error:
-        return f"free space unknown: {error.strerror}"
-
-
 def load(
     path: Path,
     model: nn.Module,
@@ -203,10 +91,10 @@ def load(
     state = verify(path)
     position = Position(**state["position"])
     facts = facts.continued(path, state, position.steps)
-    tensors = _state(model, optimizer, processes)
+    tensors = held(model, optimizer, processes)
     if _rng(processes) not in dcp.FileSystemReader(path).read_metadata().state_dict_metadata:
         del tensors[_rng(processes)]  # there are more processes than before
-    with _quiet():
+    with quiet():
         dcp.load(tensors, checkpoint_id=path, no_dist=processes.world == 1)
     set_state_dict(
         model,
@@ -222,20 +110,8 @@ def load(
     return position, facts
 
 
-def _prune(folder: Path, steps: int, keep: int) -> None:
-    """Delete what is neither among the newest nor the best, and what lies in the future of a step."""
-    made = sorted(folder.glob("step-*"))
-    best = named(folder, BEST)
-    if best is not None and steps_of(best) > steps:
-        (folder / BEST).unlink()
-        best = None
-    past = [path for path in made if steps_of(path) <= steps]
-    for path in made:
-        if path not in past[-keep:] and path != best:
-            shutil.rmtree(path)
-
-
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Any]:
+def held(model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Any]:
+    """The tensors of a checkpoint; not copies."""
     untouched = not optimizer.state
     model_state, optimizer_state = get_state_dict(model, optimizer)
     if untouched:
@@ -246,7 +122,7 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer, processes: Proces
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """One process without a process group is what we ask for; torch warns that it looks like a mistake."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -261,25 +137,3 @@ def _generator(processes: Processes) -> torch.Generator:
 
 def _rng(processes: Processes) -> str:
     return f"rng_{processes.rank}"
-
-
-def _point(folder: Path, pointer: str, text: str) -> None:
-    draft = folder / f".{pointer}"
-    try:
-        _write(draft, text)
-        draft.replace(folder / pointer)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -148,7 +148,7 @@ def _fit(run: Run, resumed_from: Path | None) -> Fitted:
             if stopped:
                 callbacks.save(position)
     finally:
-        callbacks.metrics.close()
+        callbacks.close()
     if stopped:
         raise Stopped(
             f"stopped by SIGTERM behind step {position.steps} of {run.total}; everything is saved: the same command "
