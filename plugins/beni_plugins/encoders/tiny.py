@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from beni.config import PartConfig
 from beni.errors import ConfigError
-from beni.interfaces import VisionEncoder
+from beni.interfaces import Provenance, VisionEncoder
 from beni.nn.blocks import attend
 from beni.types import EncoderSpec, Features, Size
+from beni.weights import find_weights, sha256, take_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class TinyEncoderConfig(PartConfig):
     """Attention heads."""
     merge: int = 1
     """Tokens merged into one along each side, after the attention blocks; 1 keeps them all."""
+    weights: str = "none"
+    """none: from scratch; RUN/model or its file: those of an encoder of this kind and size that was trained there."""
 
     def __post_init__(self) -> None:
         stride = self.stride
@@ -110,6 +113,13 @@ class TinyEncoder(VisionEncoder):
         x_CLND = rearrange(x_CLND, "c l (h p w q) d -> c l (h w) (p q d)", h=grid.rows, w=grid.cols, p=side, q=side)
         x_ND = rearrange(self.norm(self.merge(x_CLND)), "c l n d -> (c n) (l d)")
         return Features(x_ND, (grid,) * len(x_CLND))
+
+    def load_pretrained(self) -> Provenance | None:
+        if self.config.weights == "none":
+            return None
+        path = find_weights(self.config.weights)
+        take_weights(self, path)
+        return Provenance(self.config.weights, sha256(path))
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.layers)

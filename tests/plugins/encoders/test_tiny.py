@@ -1,9 +1,11 @@
 """The encoder that trains from scratch."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from beni.errors import ConfigError
 from beni_plugins.encoders.tiny import TinyEncoder, TinyEncoderConfig
@@ -46,6 +48,21 @@ def test_keeps_what_it_describes(options: dict[str, Any]) -> None:
 def test_sizes_that_do_not_fit(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         TinyEncoderConfig(**options)
+
+
+def test_starts_from_an_encoder_that_was_trained(tmp_path: Path) -> None:
+    """Out of the file of a whole model, under whatever key it stood there."""
+    encoders = [TinyEncoder(TinyEncoderConfig(**SMALL), TinyEncoder.describe(TinyEncoderConfig(**SMALL)))]
+    state = {f"encoders.eye.{name}": tensor for name, tensor in encoders[0].state_dict().items()}
+    save_file(state | {"llm.model.layers.0.norm1.weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    config = TinyEncoderConfig(**SMALL, weights=str(tmp_path))
+    second = TinyEncoder(config, TinyEncoder.describe(config))
+    origin = second.load_pretrained()
+    assert origin is not None and origin.origin == str(tmp_path)
+    assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in encoders[0].state_dict().items())
+    other = TinyEncoderConfig(**SMALL | {"width": 48}, weights=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"do not fit TinyEncoder: .* first 'encoders.eye.position_ND'"):
+        TinyEncoder(other, TinyEncoder.describe(other)).load_pretrained()
 
 
 def test_outputs_are_hidden_states_side_by_side() -> None:
