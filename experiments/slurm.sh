@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of several machines under SLURM, and goes on by itself when the time of a job is over:
+# Trains on the GPUs of several machines under SLURM. A job whose time is over while it trains is queued again by itself
+# and goes on; one that is still preparing, or already judging, ends.
 #
 #   sbatch --nodes 2 --gpus-per-node 8 --ntasks-per-node 8 experiments/slurm.sh --out runs/mine --data llava:train.json
 #
@@ -24,6 +25,7 @@ esac
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun has stopped to take it over from sbatch
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 
 # Processes that outlive a lost one need a moment to say which one it was, before srun ends them.

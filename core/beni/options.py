@@ -189,8 +189,8 @@ class RunOptions:
     processes of a machine share one copy). 1 shards over all."""
     frozen_encoders: Literal["sharded", "replicated", "root"] = "sharded"
     """Where the weights of encoders lie of which nothing is trained: sharded like everything else, and gathered block
-    by block; whole on every process, which costs memory and no communication; or sharded and gathered once per step,
-    together with what belongs to no block."""
+    by block; whole on every process, which costs memory and no communication; or sharded and gathered at once for
+    each row that a process has, together with what belongs to no block."""
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
     """What blocks compute again in the backward pass instead of keeping it: nothing; everything; all but the results of
     matrix products, convolutions and attention."""

@@ -177,6 +177,11 @@ def _join(options: RunOptions, rank: int, world: int, device: torch.device) -> P
         why = ""
     except RuntimeError as error:
         why = f" ({first_line(error)})"
+    if not absent:
+        raise LostRank(
+            f"all {world} processes came to {address}, but cannot reach each other{why}: a firewall, or the wrong "
+            f"network interface; name the right one in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+        )
     raise LostRank(
         f"{absent} of the {world} processes came to {address} within {patience:g} s{why}: look for one that did not "
         f"start or cannot reach this address, or wait longer with --timeout"

@@ -18,7 +18,7 @@ import torch
 torch.set_num_threads(1)
 from beni.cli import main
 from beni.errors import DataError
-from beni.training import checkpoint, loop, outputs, run
+from beni.training import outputs, run, saving
 from beni.training.callbacks import Callbacks
 from tests.training.small import small_run
 
@@ -52,6 +52,14 @@ def after_step(self, step):
     if fault == "slow":
         time.sleep(60)
 Callbacks.after_step = after_step
+
+write = saving.Saver._write
+def dying(self, *arguments):
+    if mine and fault == "killed while saving":
+        told()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(self, *arguments)
+saving.Saver._write = dying
 
 def late(function, here):
     "Takes two time-outs on one process, while the others wait."
@@ -113,7 +121,8 @@ def ends(tmp_path: Path, fault: str, victim: int) -> tuple[int, list[str]]:
 
 
 HERE = re.escape(socket.gethostname())
-SEEN = rf"rank 1 \({HERE}, process \d+; last seen in step 3\)"
+WHO = rf"rank 1 \({HERE}, process \d+; last seen "
+SEEN = rf"{WHO}in step 3\)"
 
 
 def test_a_frozen_process_is_named(tmp_path: Path) -> None:
@@ -129,6 +138,7 @@ def test_a_frozen_process_is_named(tmp_path: Path) -> None:
         ("frozen", 0, r"rank 0 at 127\.0\.0\.1:\d+, through which .*, does not answer"),
         ("killed", 0, r"rank 0 at 127\.0\.0\.1:\d+, through which .*, has ended"),
         ("killed", 1, f"{SEEN} does not answer"),
+        ("killed while saving", 1, f"{WHO}saving the checkpoint of step 4. does not answer"),
         ("killed in the second stage", 1, f"{SEEN} does not answer"),
         ("failed", 0, r"rank 0 at 127\.0\.0\.1:\d+, through which .*, (has ended|does not answer)"),
         ("failed", 1, f"{SEEN} has ended: this and that"),

@@ -1,7 +1,10 @@
 """Checkpoints that are written while training goes on."""
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from beni.errors import NotWritten
+from beni.errors import NotWritten, Stopped
 from beni.testing.launch import run_ranks
 from beni.training.callbacks import Callbacks
 from beni.training.run import train
@@ -58,12 +61,12 @@ def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     named: list[str] = []
     write, after_step = Saver._write, Callbacks.after_step
 
-    def late(self: Saver, *arguments: Any) -> None:
+    def late(self: Saver, *arguments: Any) -> str:
         if self.position.steps < 6:
             assert stepped.wait(LONG), "training waits for the checkpoint"
         latest = self.folder / "latest"
         named.append(latest.read_text() if latest.is_file() else "")
-        write(self, *arguments)
+        return write(self, *arguments)
 
     def noted(self: Callbacks, step: Any) -> None:
         if step.position.steps % 2:
@@ -113,6 +116,25 @@ def test_a_full_disk_is_told_when_the_next_one_is_due(
                     run(tmp_path / "stop", background=True, **options)
     again = run(tmp_path / "stop", background=True, checkpoint_every=1, resume="auto")
     assert again["eval_loss"] == whole["eval_loss"]
+
+
+def test_sigterm_saves_although_the_one_before_could_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, begin = FullDisk(monkeypatch), Saver.begin
+
+    def fill(self: Saver, position: Any, *arguments: Any) -> None:
+        begin(self, position, *arguments)
+        if disk.full:
+            wait([self.pending])  # type: ignore[list-item]
+            disk.full = False
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Saver, "begin", fill)
+    options = {"checkpoint_every": 2, "on_checkpoint_error": "stop"}
+    with pytest.raises(Stopped, match="behind step 2 of 6"):
+        run(tmp_path, background=True, **options)
+    assert kept(tmp_path) == [2]
 
 
 def _run(out: str, background: bool) -> None:

@@ -188,6 +188,26 @@ def test_a_full_disk_ends_the_run_and_leaves_what_was_there(tmp_path: Path, monk
     assert train(small_run(tmp_path / "run", run=changes))["eval_loss"] == whole["eval_loss"]
 
 
+def test_what_a_full_disk_left_of_a_line_is_dropped(tmp_path: Path) -> None:
+    train(small_run(tmp_path, run={"out": str(tmp_path), "checkpoint_every": 2}))
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 4, "ti')
+    (tmp_path / "checkpoints" / ".step-00000003").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000002")
+    train(small_run(tmp_path, run={"out": str(tmp_path), "checkpoint_every": 2, "resume": "auto"}))
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][-1] == 4
+    assert hidden(tmp_path) == [], "what is left of a write that was interrupted is removed"
+
+
+def test_ctrl_c_while_torch_writes_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(filesystem.FileSystemWriter, "write_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_run(tmp_path, run={"out": str(tmp_path), "on_checkpoint_error": "warn"}))
+
+
 def test_a_run_may_go_on_without_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,14 @@ def test_only_plain_text_is_counted_in_characters(text: str, tmp_path: Path) -> 
     assert "val_loss" in result and "val_nats_per_char" not in result
 
 
+def test_texts_that_do_not_fit_are_counted_and_make_the_figure_none(text: str, tmp_path: Path) -> None:
+    path = Path(text.removeprefix("text:").partition("?")[0])
+    long = tmp_path / "long.jsonl"
+    long.write_text('{"text": "short"}\n' * 6 + '{"text": "' + "x" * 600 + '"}\n{"text": "short"}\n')
+    result = train(small_run(tmp_path / "run", data={"data": [f"text:{path}", f"text:{long}?validation=0.25"]}))
+    assert result["val_unusable"] == 1 and "val_nats_per_char" not in result
+
+
 def test_without_bos_the_first_token_is_not_counted() -> None:
     """One byte is one token of this tokenizer, and é is two."""
     texts = [Sample(str(n), (Turn("text", (said,)),)) for n, said in enumerate(["abcdé", "xyz"])]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,13 @@ def test_a_stage_that_ended_with_other_options_is_not_taken_for_this_one(tmp_pat
     with pytest.raises(ConfigError, match=r"stage align has ended in .*, with other options"):
         train_stages(other, tmp_path)
     assert list(train_stages(two(tmp_path, resume="auto", data={"eval_limit": 2}), tmp_path)) == ["align", "tune"]
+
+
+def test_a_stage_that_ended_from_another_start_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    train_stages(two(tmp_path), tmp_path)
+    shutil.rmtree(tmp_path / "align")
+    with pytest.raises(ConfigError, match=r"stage tune has ended in .*tune, from another align than was trained now"):
+        train_stages(two(tmp_path, resume="auto"), tmp_path)
 
 
 def test_where_stages_start(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def fetch(url: str, check: Callable[[Path, str], None]) -> Path:
                 raise ImageError(f"image {url} is refused: {refused}") from refused
             except (requests.RequestException, HTTPError, UnicodeError) as failed:
                 error = failed
+            except OSError as failed:
+                raise ImageError(f"image {url} cannot be fetched to {path.parent}: {failed.strerror}") from failed
             if deadline.passed:
                 raise ImageError(f"image {url} cannot be fetched: not complete after {TOTAL_S:g} s") from error
             if isinstance(error, requests.HTTPError):
@@ -92,7 +94,7 @@ def _download(url: str, path: Path, check: Callable[[Path, str], None], deadline
             session.mount(scheme, _Adapter(deadline))
         with session.get(url, stream=True, timeout=SILENCE_S) as response:
             response.raise_for_status()
-            expected = int(response.headers.get("Content-Length", 0))
+            expected = _length(response)
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
                 draft = Path(file.name)
                 try:
@@ -113,6 +115,12 @@ def _download(url: str, path: Path, check: Callable[[Path, str], None], deadline
                 finally:
                     draft.unlink(missing_ok=True)
     return path
+
+
+def _length(response: requests.Response) -> int:
+    """What the server says it will send; 0 if it does not say."""
+    said = response.headers.get("Content-Length", "")
+    return int(said) if said.isdecimal() else 0
 
 
 class Deadline:

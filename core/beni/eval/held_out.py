@@ -23,6 +23,8 @@ class HeldOut:
     """Tokens that are predicted."""
     characters: int
     """That those tokens spell, where all samples are plain text; else 0."""
+    unusable: int
+    """Samples that are left out, because they are longer than a row."""
 
     @classmethod
     def of(cls, sources: Sequence[Sequence[Sample]], composer: Composer, batch: BatchConfig) -> "HeldOut":
@@ -39,11 +41,18 @@ class HeldOut:
             for samples, source in zip(sources, lengths, strict=True)
             for index in source.usable.tolist()
         ]
-        return cls(rows, targets, sum(spelled) if all(spelled) else 0)
+        plain = [count for count in spelled if count is not None]
+        characters = sum(plain) if len(plain) == len(spelled) else 0
+        return cls(rows, targets, characters, sum(len(source.bad) for source in lengths))
 
     def figures(self, model: BeniForConditionalGeneration, processes: Processes) -> dict[str, float]:
-        """`val_loss`, and of plain text `val_nats_per_char`, which does not depend on the tokenizer."""
+        """`val_loss`, and of plain text `val_nats_per_char`, in which tokenizers can be compared.
+
+        It is left out if samples were left out, which would make it one of less text; `val_unusable` says how many.
+        """
         loss = self.loss(model, processes)
+        if self.unusable:
+            return {"val_loss": loss, "val_unusable": self.unusable}
         per_character = {"val_nats_per_char": loss * self.targets / self.characters} if self.characters else {}
         return {"val_loss": loss, **per_character}
 
@@ -65,11 +74,11 @@ class HeldOut:
         return loss / (weight or 1)
 
 
-def _characters(sample: Sample, composer: Composer) -> int:
-    """How many characters of plain text are predicted; 0 of anything else."""
+def _characters(sample: Sample, composer: Composer) -> int | None:
+    """How many characters of plain text are predicted; None of anything else."""
     text = "".join(part for turn in sample.turns for part in turn.content if isinstance(part, str))
     if sample.turns[0].role != "text" or sample.images:
-        return 0
+        return None
     tokenizer, first = composer.template.tokenizer, int(composer.compose(sample).ids[0])
     if first == tokenizer.bos_token_id:
         return len(text)

@@ -29,9 +29,8 @@ class Callbacks:
             self.checkpoints, run.built.model, optimizer, run.processes, options.keep, options.async_checkpoints
         )
         self.held_out = held_out(run)
-        selects = options.select == "best"
-        self.lowest = committed.lowest_loss(self.checkpoints, position.steps) if selects else -inf
-        self.saved, self.lowest_before = position, self.lowest
+        self.lowest = self._lowest(position)
+        self.saved = position
         self.failed_checkpoints: list[int] = []
         """Steps whose checkpoint could not be written."""
         self.eval_every = options.eval_every or max(1, run.total // EVALUATIONS)
@@ -58,7 +57,7 @@ class Callbacks:
         validated = self.held_out is not None and (done % self.eval_every == 0 or last)
         due = options.checkpoint_every and done % options.checkpoint_every == 0
         if validated or due or last:
-            self._survive(self.saver.settle)
+            self._survive(self.saver.settle, last)
         if self.held_out is not None and validated:
             figures = self.held_out.figures(self.run.built.model, self.run.processes)
             self.metrics.log(done, **figures)
@@ -77,7 +76,7 @@ class Callbacks:
         """
         if position == self.saved and position.steps:
             return
-        self.saved, self.lowest_before = position, self.lowest
+        self.saved = position
         if best is not None:
             self.lowest = best
         self.saver.begin(position, self.facts, best)
@@ -90,22 +89,28 @@ class Callbacks:
         Raises:
             NotWritten: it cannot be.
         """
-        self.saver.settle()
+        self._survive(self.saver.settle, last=True)  # of the one before; this one matters
         self.begin(position)
         self.saver.settle()
 
     def close(self) -> None:
         """The run ends, whatever the reason."""
-        self.saver.close(self.run.config.run.timeout)
+        self.saver.close()
         self.metrics.close()
+
+    def _lowest(self, position: Position) -> float:
+        """The validation loss of the best checkpoint that is there, of those up to a position."""
+        if self.run.config.run.select != "best":
+            return -inf
+        return committed.lowest_loss(self.checkpoints, position.steps)
 
     def _survive(self, work: Callable[[], None], last: bool = False) -> None:
         """Do something about a checkpoint; whether the run survives one that cannot be written is for the options."""
         try:
             work()
         except NotWritten as error:
-            self.lowest, failed = self.lowest_before, self.saver.position
-            self.saved = Position()
+            failed = self.saver.position
+            self.lowest, self.saved = self._lowest(failed), Position()
             if self.run.config.run.on_checkpoint_error == "stop" and not last:
                 raise NotWritten(f"{error}; make room, and --resume auto goes on from there") from error
             self.failed_checkpoints.append(failed.steps)

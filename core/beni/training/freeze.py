@@ -203,10 +203,9 @@ def show(table: Iterable[FreezeRow]) -> str:
 
 def frozen_encoders(table: Sequence[FreezeRow]) -> set[str]:
     """Keys of the encoders of which nothing is trained, adapters in them neither."""
-    trained = {row.part.removesuffix(ADAPTER) for row in table if row.trainable}
-    return {row.part.removeprefix(ENCODER) for row in table if row.part.startswith(ENCODER)} - {
-        part.removeprefix(ENCODER) for part in trained
-    }
+    rows = [row for row in table if row.part.startswith(ENCODER)]
+    keys = [row.part.removeprefix(ENCODER).removesuffix(ADAPTER) for row in rows]
+    return set(keys) - {key for key, row in zip(keys, rows, strict=True) if row.trainable}
 
 
 def frozen_checksum(model: nn.Module) -> int:

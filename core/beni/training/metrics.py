@@ -119,8 +119,9 @@ class Metrics:
 def trim(path: Path, step: int) -> None:
     """Drop lines behind a step, so that a continued run does not log steps twice."""
     if path.is_file():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        draft = path.with_name(f".{path.name}")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step))
+        draft.replace(path)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -132,5 +133,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def read_lines(path: Path) -> list[Mapping[str, Any]]:
-    """All lines of a metrics file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """All lines of a metrics file; without its last one, if there was no room for all of it."""
+    if not path.is_file():
+        return []
+    *whole, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in whole]

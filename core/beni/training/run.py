@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -130,25 +131,22 @@ def _fit(run: Run, resumed_from: Path | None) -> Fitted:
         procs.world,
         workers,
     )
-    try:
-        with worker_deaths_told(workers), sigterm_noted() as asked_to_stop:
-            position = train_loop(
-                model,
-                optimizer,
-                steps,
-                position,
-                run.total,
-                config.optim,
-                procs,
-                after_step=callbacks.after_step,
-                after_backward=lambda: freeze.assert_gradients(model, run.table),
-                asked_to_stop=asked_to_stop,
-            )
-            [stopped] = procs.sum(asked_to_stop() or position.steps < run.total)
-            if stopped:
-                callbacks.save(position)
-    finally:
-        callbacks.close()
+    with sigterm_noted() as asked_to_stop, closing(callbacks), worker_deaths_told(workers):
+        position = train_loop(
+            model,
+            optimizer,
+            steps,
+            position,
+            run.total,
+            config.optim,
+            procs,
+            after_step=callbacks.after_step,
+            after_backward=lambda: freeze.assert_gradients(model, run.table),
+            asked_to_stop=asked_to_stop,
+        )
+        [stopped] = procs.sum(asked_to_stop() or position.steps < run.total)
+        if stopped:
+            callbacks.save(position)
     if stopped:
         raise Stopped(
             f"stopped by SIGTERM behind step {position.steps} of {run.total}; everything is saved: the same command "

@@ -38,7 +38,8 @@ def train_stages(
     if not stages or (only and only not in stages):
         raise ConfigError(f"there is no stage {only}: it has {', '.join(stages) or 'none'}")
     results: dict[str, dict[str, Any]] = {}
-    with processes(next(iter(stages.values())).run) as procs:  # one group for all
+    trained = ""
+    with processes(stages[only or next(iter(stages))].run) as procs:  # one group for all
         chain = chained(stages, procs.from_main(str(out)), only)
         for name, config in chain.items():
             if only and name != only:
@@ -50,11 +51,16 @@ def train_stages(
                     print(f"stage {name} starts from {config.optim.init}, which is not there yet")
                 break
             if config.run.resume == "auto" and (ended := _ended(name, config)) is not None:
+                if trained:
+                    raise ConfigError(
+                        f"stage {name} has ended in {config.run.out}, from another {trained} than was trained now: "
+                        f"delete that folder, or train all stages into another --out"
+                    )
                 results[name] = ended
                 continue
             if procs.is_main:
                 print(f"stage {name}: {config.run.out}")
-            results[name] = train(config)
+            results[name], trained = train(config), name
             gc.collect()  # a sharded model holds itself
             if procs.is_main:
                 done(results[name])
