@@ -7,6 +7,8 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -52,35 +54,44 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     return os.environ | slurm | notes | {"PATH": path}
 
 
-def job(cluster: dict[str, str], *options: str) -> "subprocess.Popen[str]":
+@contextmanager
+def job(cluster: dict[str, str], *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """The script, running; nothing of it is left behind the `with` block."""
     command = ["bash", str(ROOT / "experiments" / "slurm.sh"), *options]
-    return subprocess.Popen(command, cwd=ROOT, env=cluster, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        command, cwd=ROOT, env=cluster, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield started
+    finally:
+        with suppress(ProcessLookupError):  # all of it has ended
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+
+
+def ask_to_stop_behind(step: int, started: "subprocess.Popen[str]", out: Path, tasks: str) -> int:
+    """When a step is logged both tasks get SIGTERM; returns how the job ended."""
+    log = out / "metrics.jsonl"
+    while not log.is_file() or f'"step": {step},' not in log.read_text():
+        assert started.poll() is None, started.communicate()[1]
+        time.sleep(0.1)
+    for task in Path(tasks).read_text().split():
+        os.kill(int(task), signal.SIGTERM)
+    return started.wait()
 
 
 def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(cluster: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--out", str(out), *RUN]
-    first = job(cluster, *options, "--steps", "100000")
-    while not (out / "metrics.jsonl").is_file() or '"loss"' not in (out / "metrics.jsonl").read_text():
-        assert first.poll() is None, first.communicate()[1]
-        time.sleep(0.1)
-    for task in Path(cluster["TASKS"]).read_text().split():
-        os.kill(int(task), signal.SIGTERM)
-    assert first.wait() == 75
+    with job(cluster, *options, "--steps", "100000") as first:
+        assert ask_to_stop_behind(1, first, out, cluster["TASKS"]) == 75
     assert Path(cluster["QUEUE"]).read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"
     state = json.loads((out / "checkpoints" / (out / "checkpoints/latest").read_text() / "state.json").read_text())
     assert [part["processes"] for part in state["facts"]["computed"]] == [2]
-
-    again = job(cluster, *options, "--steps", "100000")
-    done = state["position"]["steps"]
-    while f'"step": {done + 1},' not in (out / "metrics.jsonl").read_text():
-        assert again.poll() is None, again.communicate()[1]
-        time.sleep(0.1)
-    for task in Path(cluster["TASKS"]).read_text().split():
-        os.kill(int(task), signal.SIGTERM)
-    assert again.wait() == 75
+    with job(cluster, *options, "--steps", "100000") as again:
+        assert ask_to_stop_behind(state["position"]["steps"] + 1, again, out, cluster["TASKS"]) == 75
 
 
 def test_a_folder_is_needed_to_go_on(cluster: dict[str, str]) -> None:
-    refused = job(cluster, *RUN)
-    assert "name the run's folder with --out" in refused.communicate()[1] and refused.returncode == 2
+    with job(cluster, *RUN) as refused:
+        assert "name the run's folder with --out" in refused.communicate()[1] and refused.returncode == 2
