@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,15 +65,20 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     assert same_bits(weights(tmp_path / "0"), weights(tmp_path / "2"))
 
 
+def train_whole_and_in_parts(step: int, folder: Path, changes: dict[str, Any]) -> None:
+    """The run `whole`, and the run `part`, which is interrupted behind a step and continued: the same weights."""
+    train(small_run(folder / "whole", **changes))
+    stopped = small_run(folder / "part", run={"checkpoint_every": 2}, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        _stop_after(step, stopped)
+    train(small_run(folder / "part", run={"checkpoint_every": 2, "resume": "auto"}, **changes))
+    assert same_bits(weights(folder / "whole"), weights(folder / "part"))
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, fusion: str) -> None:
     changes = dict(FUSIONS[fusion], optim={"steps": 6}, data={"augment": 0.1})
-    train(small_run(tmp_path / "whole", **changes))
-    stopped = small_run(tmp_path / "part", run={"checkpoint_every": 2}, **changes)
-    with pytest.raises(KeyboardInterrupt):
-        _stop_after(5, stopped)
-    train(small_run(tmp_path / "part", run={"checkpoint_every": 2, "resume": "auto"}, **changes))
-    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "part"))
+    train_whole_and_in_parts(5, tmp_path, changes)
     whole, part = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "part"))
     losses = [[json.loads(line)["loss"] for line in lines if '"loss"' in line] for lines in (whole, part)]
     assert losses[0] == losses[1]
@@ -222,12 +228,7 @@ def test_a_dry_run_says_what_each_source_is_trained_with(tmp_path: Path, capsys:
 def test_a_resumed_run_in_another_order_ends_with_the_same_bits(tmp_path: Path, order: str) -> None:
     data = {"data": [SHAPES, f"{text_file(tmp_path, 40)}?loss_weight=0.5&template=vicuna"], "workers": 2}
     changes = {"optim": {"steps": 6}, "data": data, "batch": {"row_tokens": 200, "order": order}}
-    train(small_run(tmp_path / "whole", **changes))
-    stopped = small_run(tmp_path / "part", run={"checkpoint_every": 2}, **changes)
-    with pytest.raises(KeyboardInterrupt):
-        _stop_after(3, stopped)
-    train(small_run(tmp_path / "part", run={"checkpoint_every": 2, "resume": "auto"}, **changes))
-    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "part"))
+    train_whole_and_in_parts(3, tmp_path, changes)
 
 
 def test_the_saved_model_keeps_the_runs_template_and_reads_others_by_name(tmp_path: Path) -> None:
