@@ -196,6 +196,9 @@ class RunOptions:
     matrix products, convolutions and attention."""
     activation_checkpointing_every: int = 1
     """Blocks for which this is done: every n-th of an encoder, of a connector, of the language model."""
+    compile: bool = False
+    """Compile the blocks of encoders, connectors and the language model with torch.compile; needs a C++ compiler on a
+    CPU."""
     timeout: float = 600.0
     """Seconds that processes wait for one that does not answer before they end and name it."""
     seed: int = 0

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from beni.config import RunOptions
 from beni.data.batch import PackedBatch
 from beni.model.build import Built, build
+from beni.model.parts import stacks
 from beni.testing.launch import run_ranks
 from beni.testing.sharded import rows
-from beni.training.recompute import checkpoint_activations, stacks
+from beni.training.recompute import checkpoint_activations
 from beni.training.run import train
 from tests.training.small import FUSIONS, small_run
 

@@ -1,7 +1,7 @@
 """The parts of a model: which one a parameter belongs to, and its layers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
@@ -38,3 +38,10 @@ def blocks_of(model: BeniForConditionalGeneration, part: str) -> list[nn.Module]
         stacks: list[Sequence[nn.Module]] = [connector.blocks() for connector in model.connectors()]
         return [nn.ModuleList(layers) for layers in zip(*stacks, strict=True)]
     return []
+
+
+def stacks(model: BeniForConditionalGeneration) -> Iterator[Sequence[nn.Module]]:
+    """Rows of blocks, one behind the other: each encoder's, each connector's, and the decoder layers."""
+    for part in (*model.encoders.values(), *model.connectors()):
+        yield part.blocks()  # type: ignore[operator]
+    yield list(decoder_layers(model.llm))

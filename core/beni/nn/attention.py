@@ -25,6 +25,7 @@ _UNDERSTOOD = {"position_ids", "use_cache", "output_attentions", "cache_position
 _IGNORED_PREFIXES = ("fusion", "output_")
 
 
+@torch.compiler.disable
 def packed_attention(
     q_THK: Float[Tensor, "T H K"],
     k_TGK: Float[Tensor, "T G K"],
@@ -53,6 +54,7 @@ def packed_attention(
     return torch.cat(outputs)[plan.slot_T]
 
 
+@torch.compiler.disable
 def cross_attention(
     q_THK: Float[Tensor, "T H K"],
     k_MGK: Float[Tensor, "M G K"],

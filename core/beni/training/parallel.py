@@ -1,6 +1,6 @@
 """The one place where a model is moved, sharded and given its precision. Parts know nothing of it.
 
-The order matters: activation checkpointing, then FSDP2, then (in `beni.training.run`) loading, freezing, the optimizer.
+The order matters: compiled blocks, activation checkpointing, FSDP2, then (in `beni.training.run`) loading, freezing, the optimizer.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,6 +13,7 @@ from beni.config import RunOptions
 from beni.model.llm import decoder_layers
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
+from beni.training.compiled import compile_blocks
 from beni.training.recompute import checkpoint_activations
 
 
@@ -24,7 +25,7 @@ def parallelize(
 ) -> None:
     """Move a model to its device and shard it with FSDP2, innermost units first: blocks, parts, root.
 
-    Blocks recompute their activations, and frozen encoders lie elsewhere, if the options say so.
+    Blocks are compiled, recompute their activations, and frozen encoders lie elsewhere, if the options say so.
 
     Args:
         frozen: keys of the encoders of which nothing is trained.
@@ -35,6 +36,8 @@ def parallelize(
     """
     options = options or RunOptions()
     model.to(processes.device)
+    if options.compile:
+        compile_blocks(model)
     checkpoint_activations(model, options)
     if processes.mesh is None:
         return

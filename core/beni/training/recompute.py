@@ -1,16 +1,15 @@
 """Activation checkpointing: what a block computed is thrown away and computed again when the backward pass needs it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from beni.config import RunOptions
-from beni.model.llm import decoder_layers
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.parts import stacks
 
 _ATEN = torch.ops.aten
 DEAR = [
@@ -44,13 +43,6 @@ def checkpoint_activations(model: BeniForConditionalGeneration, options: RunOpti
     for stack in stacks(model):
         for block in stack[:: options.activation_checkpointing_every]:
             block.forward = _Recomputed(block.forward, keep)
-
-
-def stacks(model: BeniForConditionalGeneration) -> Iterator[Sequence[nn.Module]]:
-    """Rows of blocks, one behind the other, whose activations are worth recomputing."""
-    for part in (*model.encoders.values(), *model.connectors()):
-        yield part.blocks()  # type: ignore[operator]
-    yield list(decoder_layers(model.llm))
 
 
 class _Recomputed:

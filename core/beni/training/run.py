@@ -233,6 +233,7 @@ def _facts(run: Run, frozen: int) -> Facts:
         "processes": run.processes.world,
         "replicas": run.config.run.replicas,
         "threads": torch.get_num_threads(),
+        "blocks": "compiled" if run.config.run.compile else "eager",
     }
     return Facts(required, (computed,))
 
