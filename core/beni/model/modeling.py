@@ -263,7 +263,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # a 4-D mask passes through transformers untouched; the attention function reads `segments` instead
         untouched = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds_TD.device)
         out = self.llm(
-            inputs_embeds=embeds_TD[None],
+            inputs_embeds=embeds_TD[None].clone(),  # of a view, the first compiled layer would need graphs of its own
             attention_mask=untouched,
             position_ids=batch.plan.positions_T[None],
             use_cache=False,

@@ -4,9 +4,30 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 
+from beni.config import RunOptions
+from beni.errors import ConfigError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.parts import stacks
+
+
+def check(options: RunOptions, device: torch.device) -> None:
+    """Refuse to compile where that cannot be done, before anything is loaded.
+
+    Raises:
+        ConfigError: blocks are to be compiled for a CPU, and there is no C++ compiler.
+    """
+    if not options.compile or device.type != "cpu":
+        return
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "--compile needs a C++ compiler, and none is found: install one (apt install g++), name yours in the "
+            "environment variable CXX, or leave out --compile"
+        ) from error
 
 
 def compile_blocks(model: BeniForConditionalGeneration, backend: str = "inductor") -> None:

@@ -13,7 +13,7 @@ from beni.eval.held_out import HeldOut
 from beni.model.build import Built, build
 from beni.processes import Processes
 from beni.sample import Sample
-from beni.training import freeze
+from beni.training import compiled, freeze
 from beni.training.adapters import Adapters, add_adapters
 from beni.training.outputs import open_folder
 from beni.training.quantize import Quantized, check, quantize
@@ -42,6 +42,7 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
     if rows % world:
         raise ConfigError(f"--rows {rows} cannot be shared by {world} processes: choose a multiple of {world}")
     check(config.peft, config.optim)
+    compiled.check(config.run, procs.device)
     sources = training(config.data.data)
     for spec in config.data.eval_data:
         parse(spec)  # what is wrong with it is told before training, not after
