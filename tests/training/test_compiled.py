@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,6 @@ def _has_compiler() -> bool:
 needs_compiler = pytest.mark.skipif(not _has_compiler(), reason="needs a C++ compiler")
 
 
-@pytest.fixture(autouse=True)
-def _no_graphs() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
 def graphs() -> int:
     """Compiled so far."""
     return counters["stats"]["unique_graphs"]
@@ -69,7 +62,7 @@ def made(tables: dict[str, Any]) -> Built:
 
 
 def rows(built: Built) -> list[PackedBatch]:
-    """Of other lengths, with other numbers of documents, trees that share an image, images, and buckets of attention."""
+    """Unlike each other in length, documents, documents that share an image, images, and buckets of attention."""
     what, many, colour, text, three, turns = (built.composer.compose(sample) for sample in CONVERSATIONS)
     packings = [
         [[what, many], [three], [text]],
@@ -101,10 +94,12 @@ def assert_near(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         assert error < 1e-4, f"{name} differs by {error:.1e}"
 
 
-@pytest.mark.parametrize("fusion", TABLES)
-def test_rows_of_any_shape_share_their_graphs_and_give_the_gradients_of_eager_blocks(fusion: str) -> None:
+def _compare(fusion: str, kind: Any, every: int) -> None:
+    """Eager and compiled blocks, in a process of its own: checks of shapes at run time would be traced with them."""
     eager, compiled = made(TABLES[fusion]), made(TABLES[fusion])
+    options = RunOptions(activation_checkpointing=kind, activation_checkpointing_every=every)
     compile_blocks(compiled.model, TRACED)
+    checkpoint_activations(compiled.model, options)
     assert compiled.model.state_dict().keys() == eager.model.state_dict().keys()
     counted = []
     for row in rows(eager):
@@ -112,29 +107,21 @@ def test_rows_of_any_shape_share_their_graphs_and_give_the_gradients_of_eager_bl
         counted.append(graphs())
     assert counted[-1] > 0
     assert counted[3:] == [counted[3]] * len(counted[3:]), f"graphs behind each row: {counted}"
+    deeper = made({**TABLES[fusion], "llm": {**LLM, "layers": 5}})
+    compile_blocks(deeper.model, TRACED)
+    checkpoint_activations(deeper.model, options)
+    step(deeper, rows(deeper)[0])
+    assert graphs() == counted[-1], "more layers need more graphs"
 
 
-def test_more_layers_take_no_more_graphs() -> None:
-    found = []
-    for layers in (3, 5):
-        torch._dynamo.reset()
-        counters.clear()
-        built = made({**TABLES["xattn"], "llm": {**LLM, "layers": layers}})
-        compile_blocks(built.model, TRACED)
-        step(built, rows(built)[0])
-        found.append(graphs())
-    assert found[0] == found[1] > 0
-
-
-@pytest.mark.parametrize(("kind", "every"), [("full", 1), ("full", 2), ("selective", 1)])
-def test_compiled_blocks_are_computed_again(kind: Any, every: int) -> None:
-    eager, compiled = made(TABLES["xattn"]), made(TABLES["xattn"])
-    compile_blocks(compiled.model, TRACED)
-    options = RunOptions(activation_checkpointing=kind, activation_checkpointing_every=every)
-    checkpoint_activations(compiled.model, options)
-    for row in rows(eager)[:4]:
-        assert_near(step(compiled, row), step(eager, row))
-    assert graphs() > 0
+@pytest.mark.parametrize(
+    ("fusion", "kind", "every"),
+    [("inline", "none", 1), ("xattn", "full", 1), ("sva", "selective", 1), ("deepstack", "full", 2)],
+)
+def test_gradients_are_those_of_eager_blocks_and_rows_of_any_shape_share_graphs(
+    fusion: str, kind: str, every: int
+) -> None:
+    run_ranks(_compare, 1, fusion, kind, every)
 
 
 @pytest.mark.parametrize("fusion", TABLES)
@@ -164,38 +151,41 @@ def assert_same_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-5)
 
 
+def _train(out: str, backend: str, changes: dict[str, Any]) -> None:
+    """One of the processes of a run; how many graphs it made, and what it printed, go to files."""
+    parallel.compile_blocks = partial(compile_blocks, backend=backend)
+    with redirect_stdout(StringIO()) as said:
+        train(small_run(Path(out), **changes))
+    Path(f"{out}-graphs-{os.environ['RANK']}").write_text(str(graphs()))
+    Path(f"{out}-said-{os.environ['RANK']}").write_text(said.getvalue())
+
+
 @needs_compiler
-def test_a_run_with_inductor_goes_on_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_with_inductor_goes_on_without(tmp_path: Path) -> None:
     """It is trained, judged, saved and continued like one of eager blocks, and told what has changed."""
     eager, compiled = tmp_path / "eager", tmp_path / "compiled"
     changes: dict[str, Any] = {"checkpoint_every": 2, "keep": 3}
-    train(small_run(eager, **FUSIONS["xattn"], run={"out": str(eager), **changes}))
-    train(small_run(compiled, **FUSIONS["xattn"], run={"out": str(compiled), "compile": True, **changes}))
-    assert graphs() > 0
+    train(small_run(eager, run={"out": str(eager), **changes}))
+    changes |= {"out": str(compiled)}
+    run_ranks(_train, 1, str(compiled), "inductor", {"run": {"compile": True, **changes}})
+    assert int((tmp_path / "compiled-graphs-0").read_text()) > 0
     assert_same_run(compiled, eager)
     (compiled / "checkpoints" / "latest").write_text("step-00000002")
-    train(small_run(compiled, **FUSIONS["xattn"], run={"out": str(compiled), "resume": "auto", **changes}))
-    assert "going on behind step 2 with eager blocks instead of compiled" in capsys.readouterr().out
+    run_ranks(_train, 1, str(compiled), "inductor", {"run": {"resume": "auto", **changes}})
+    said = (tmp_path / "compiled-said-0").read_text()
+    assert "going on behind step 2 with eager blocks instead of compiled" in said
     assert_same_run(compiled, eager)
     computed = json.loads((compiled / "result.json").read_text())["computed"]
     assert [(part["from_step"], part["blocks"]) for part in computed] == [(0, "compiled"), (2, "eager")]
 
 
-def _train(out: str, changes: dict[str, Any]) -> None:
-    """One of several processes; how many graphs it made goes to a file."""
-    parallel.compile_blocks = partial(compile_blocks, backend=TRACED)
-    train(small_run(Path(out), **changes))
-    Path(f"{out}-{os.environ['RANK']}").write_text(str(graphs()))
-
-
-@pytest.mark.parametrize("kind", ["none", "full"])
-def test_two_processes_equal_one_of_eager_blocks(tmp_path: Path, kind: str) -> None:
+def test_two_processes_equal_one_of_eager_blocks(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     train(small_run(one, **FUSIONS["xattn"]))
-    options = {"out": str(two), "compile": True, "activation_checkpointing": kind}
-    run_ranks(_train, 2, str(two), {**FUSIONS["xattn"], "run": options})
+    options = {"out": str(two), "compile": True, "activation_checkpointing": "full"}
+    run_ranks(_train, 2, str(two), TRACED, {**FUSIONS["xattn"], "run": options})
     assert_same_run(two, one)
-    assert all(int((tmp_path / f"two-{rank}").read_text()) > 0 for rank in (0, 1))
+    assert all(int((tmp_path / f"two-graphs-{rank}").read_text()) > 0 for rank in (0, 1))
 
 
 def test_without_a_compiler_a_run_is_refused_before_anything_is_loaded(

@@ -1,5 +1,8 @@
 """Exact attention over packed rows, for self- and cross-attention, and its registration with transformers.
 
+`torch.compile` leaves the two functions that follow a plan as they are: the number of its buckets changes from row to
+row, and with it their graph would.
+
 Shapes: T positions of the row, H heads, K head width, B trees of a bucket, L slots of a tree, M memory slots.
 """
 

@@ -1,6 +1,7 @@
 """The one place where a model is moved, sharded and given its precision. Parts know nothing of it.
 
-The order matters: compiled blocks, activation checkpointing, FSDP2, then (in `beni.training.run`) loading, freezing, the optimizer.
+The order matters: compiled blocks, activation checkpointing (which calls them twice), then FSDP2, then (in
+`beni.training.run`) loading, freezing, the optimizer.
 """
 
 from collections.abc import Collection, Iterator
