@@ -39,8 +39,8 @@ class Facts:
     required: Mapping[str, Any] = field(default_factory=dict)
     """Must be equal for a continuation to be the same run: the configuration's hash, the frozen weights."""
     computed: tuple[Mapping[str, Any], ...] = ({"from_step": 0},)
-    """By whom the run was computed: `from_step`, and what decides nothing but rounding (processes, threads, whether blocks were
-    compiled). One more entry for each continuation in which that differs."""
+    """By whom the run was computed: `from_step`, and what decides nothing but rounding (processes, threads, whether
+    blocks were compiled). One more entry for each continuation in which that differs."""
 
     def continued(self, path: Path, state: Mapping[str, Any], steps: int) -> "Facts":
         """These facts, of a run that goes on from a checkpoint's.
