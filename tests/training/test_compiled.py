@@ -27,6 +27,7 @@ from beni.training.compiled import compile_blocks
 from beni.training.recompute import checkpoint_activations
 from beni.training.run import train
 from tests.training.small import FUSIONS, small_run
+from tests.training.test_quantize import adapted, needs_hqq
 
 TABLES: dict[str, dict[str, Any]] = {
     **FUSIONS,
@@ -122,6 +123,22 @@ def test_gradients_are_those_of_eager_blocks_and_rows_of_any_shape_share_graphs(
     fusion: str, kind: str, every: int
 ) -> None:
     run_ranks(_compare, 1, fusion, kind, every)
+
+
+def _compare_quantized(folder: str) -> None:
+    eager, compiled = (adapted(Path(folder), "hqq4", "lora") for _ in range(2))
+    compile_blocks(compiled.model, TRACED)
+    for built in (eager, compiled):
+        for name, parameter in built.model.named_parameters():
+            parameter.requires_grad_("lora_" in name or name.startswith("connector."))
+    for row in rows(eager)[:3]:
+        assert_near(step(compiled, row), step(eager, row))
+    assert graphs() > 0
+
+
+@needs_hqq
+def test_adapters_in_a_quantized_base_get_the_gradients_of_eager_blocks(tmp_path: Path) -> None:
+    run_ranks(_compare_quantized, 1, str(tmp_path))
 
 
 @pytest.mark.parametrize("fusion", TABLES)
