@@ -10,11 +10,12 @@ from beni.data.plan import Lengths, Plan
 from beni.data.spec import parse, training, validation
 from beni.errors import ConfigError, DataError
 from beni.eval.held_out import HeldOut
-from beni.model.build import Built, build
+from beni.model.build import Built
 from beni.processes import Processes
 from beni.sample import Sample
 from beni.training import freeze
 from beni.training.adapters import Adapters, add_adapters
+from beni.training.loading import load_once
 from beni.training.outputs import open_folder
 from beni.training.quantize import Quantized, check, quantize
 
@@ -45,7 +46,7 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
     sources = training(config.data.data)
     for spec in config.data.eval_data:
         parse(spec)  # what is wrong with it is told before training, not after
-    built = build(config, _texts(sources))
+    built = load_once(config, _texts(sources), procs)
     plan = _plan(config, built, sources)
     quantized = quantize(built.model, config.peft.quant, procs.device)
     adapters = add_adapters(built.model, config.peft)
