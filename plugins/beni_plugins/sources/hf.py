@@ -12,17 +12,11 @@ from typing import Any, ClassVar
 import datasets
 
 from beni.config import PartConfig
+from beni.data.conversation import USUAL, exchange, show, turns_of, usual, words
 from beni.errors import DataError, first_line
 from beni.interfaces import Source
-from beni.sample import IMAGE_MARK, ROLES, ImageRef, Sample, Turn, image_ref, split_marks
+from beni.sample import ImageRef, Sample, image_ref
 
-USUAL = {
-    "image": ("images", "image", "img"),
-    "question": ("question", "query", "instruction", "prompt", "problem"),
-    "answer": ("answer", "answers", "label", "response", "output", "caption", "text"),
-    "talk": ("messages", "conversations", "texts", "conversation"),
-}
-"""Column names that are recognised, first match wins."""
 LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 ENDS = {".parquet": b"PAR1", ".arrow": b"ARROW1"}
@@ -104,39 +98,26 @@ class Rows(Sequence[Sample]):
         shown = row[self.columns["image"]] if self.columns["image"] else None
         shown = [image for image in (shown if isinstance(shown, list) else [shown]) if image]
         refs = tuple(_ref(image, self.root, where) for image in shown)
-        turns = _conversation(row[self.columns["talk"]], where) if self.columns["talk"] else self._question(row, where)
-        marks = sum(isinstance(part, int) for turn in turns for part in turn.content)
-        if not marks and refs:  # a question that does not say where its images stand: in front of it
-            first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
-            if first is None:
-                raise DataError(f"{where} has images but no turn of the user to show them in")
-            turns[first] = Turn("user", (*range(len(refs)), "\n", *turns[first].content))
-        elif marks != len(refs):
-            raise DataError(f"{where} has {marks} <image> marks but {len(refs)} images")
+        if self.columns["talk"]:
+            turns = turns_of(row[self.columns["talk"]], where)
+        else:
+            turns = exchange(self._words(row, "question", where), self._words(row, "answer", where))
         name = row.get("id")
-        return Sample(str(index if name is None else name), tuple(turns), refs)
-
-    def _question(self, row: Mapping[str, Any], where: str) -> list[Turn]:
-        question, answer = (self._words(row, kind, where) for kind in ("question", "answer"))
-        return [Turn("user", split_marks(question)), Turn("assistant", (answer,))]
+        return Sample(str(index if name is None else name), show(turns, len(refs), where), refs)
 
     def _words(self, row: Mapping[str, Any], kind: str, where: str) -> str:
         """A cell as text: the first of several, the name of a class label."""
         column = self.columns[kind]
-        value = row[column]
-        value = value[0] if isinstance(value, list) and value else value
         feature = self.table.features[column]
-        if isinstance(feature, datasets.ClassLabel) and isinstance(value, int):
-            return feature.int2str(value)
-        if not isinstance(value, (str, int, float)):
-            raise DataError(f"{where}: the {kind} (column '{column}') is {value!r}, not a text or a number")
-        return str(value)
+        if isinstance(feature, datasets.ClassLabel) and isinstance(row[column], int):
+            return feature.int2str(row[column])
+        return words(row[column], f"{kind} (column '{column}')", where)
 
 
 def _column(table: datasets.Dataset, kind: str, wanted: str) -> str:
     if wanted and wanted not in table.column_names:
         raise DataError(f"the dataset has no column '{wanted}' for the {kind}; it has {', '.join(table.column_names)}")
-    return wanted or next((name for name in USUAL[kind] if name in table.column_names), "")
+    return wanted or usual(kind, table.column_names)
 
 
 def _undecoded(table: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -158,40 +139,6 @@ def _ref(image: Any, root: Path | None, where: str) -> ImageRef:
     if isinstance(image, str):
         return image_ref(image, root)
     raise DataError(f"{where}: an image is a {type(image).__name__}, expected bytes, a path or a URL")
-
-
-def _conversation(talk: Any, where: str) -> list[Turn]:
-    if not isinstance(talk, list) or not talk:
-        raise DataError(f"{where}: the conversation is {talk!r}, not a list of turns")
-    turns: list[Turn] = []
-    placed = 0
-    for said in talk:
-        for role, content in _said(said):
-            text = content if isinstance(content, str) else _flatten(content)
-            if role not in ROLES or text is None:
-                raise DataError(
-                    f"{where}: turn {len(turns)} is not {{role, content}}, {{from, value}} or {{user, assistant}}"
-                )
-            parts = split_marks(text, placed)
-            placed += sum(isinstance(part, int) for part in parts)
-            turns.append(Turn(ROLES[role], parts))
-    return turns
-
-
-def _said(entry: Any) -> list[tuple[Any, Any]]:
-    """(role, content) of an entry of a conversation; two of them where it holds a question and its answer."""
-    if not isinstance(entry, Mapping):
-        return [(None, None)]
-    if entry.get("user") is not None:
-        return [("user", entry["user"]), ("assistant", entry.get("assistant"))]
-    return [(entry.get("role") or entry.get("from"), entry["content"] if "content" in entry else entry.get("value"))]
-
-
-def _flatten(content: Any) -> str | None:
-    """A content list of {type: text | image} entries as text with marks; None if it is not one."""
-    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
-        return None
-    return "".join(IMAGE_MARK if part.get("type") == "image" else str(part.get("text") or "") for part in content)
 
 
 def _why(path: Path, error: BaseException) -> str:
