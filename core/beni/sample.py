@@ -92,6 +92,8 @@ class Sample:
     """Its chat template, by name or file; empty: the run's. Set from the data spec, as is the next."""
     loss_weight: float = 1.0
     """How much each of its targets counts in the loss of a training step."""
+    problem: str = ""
+    """Why it cannot be used, where its source cannot make it: it is left out and listed, or ends the run."""
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -102,6 +104,11 @@ class Sample:
                 f"sample '{self.id}' places {len(placed)} images in its text but has {len(self.images)}: "
                 f"every image needs exactly one place, in order"
             )
+
+    @classmethod
+    def unusable(cls, id: str, problem: str) -> "Sample":
+        """In the place of a sample that its source cannot make."""
+        return cls(id, (Turn("assistant", ("",)),), problem=problem)
 
     @property
     def answer(self) -> str:

@@ -23,6 +23,8 @@ class Source(ABC):
     def split(self, name: str) -> Sequence[Sample] | None:
         """The samples of `train`, `val`, `test` or another split; None if there is no such split.
 
+        What can only be seen when a sample is asked for may be told by `Sample.unusable` in its place.
+
         Raises:
             DataError: the data is not what it should be; the message says which file and item, and what is wrong.
         """
