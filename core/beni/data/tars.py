@@ -61,7 +61,7 @@ def _index(path: Path, size: int, changed_ns: int) -> Index:
         try:
             with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="replace") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members = []  # or it keeps a kilobyte for each
+                    tar.members = []  # type: ignore[attr-defined]  # or it keeps a kilobyte for each
                     if member.isdir():
                         continue
                     if member.issparse() or not member.isreg():

@@ -18,7 +18,7 @@ GOLDEN = {
     "{a}{0..1": ["{a}{0..1"],
     "{x{0..1}}": ["{x0}", "{x1}"],
 }
-"""What the package `webdataset` makes of these."""
+"""What the package `webdataset` makes of these, but for a brace that is not closed, which it refuses."""
 
 
 @pytest.mark.parametrize("pattern", GOLDEN)
