@@ -58,9 +58,11 @@ class WebDataset(Source):
     def split(self, name: str) -> "Samples | None":
         if not self.config.path:
             raise DataError("webdataset needs tars: write webdataset:shards/{0000..0099}.tar, a pattern, or a folder")
-        folder = Path(self.config.path)
-        splits = _in(folder) if folder.is_dir() else {"train": _named(self.config.path)} if name == "train" else {}
-        paths = splits.get(name)
+        names = list(expand(self.config.path))
+        if len(names) == 1 and Path(names[0]).is_dir():
+            paths = _in(Path(names[0])).get(name)
+        else:
+            paths = _named(self.config.path, names) if name == "train" else None
         return Samples(paths, self.config.prompt) if paths else None
 
 
@@ -234,8 +236,8 @@ def _in(folder: Path) -> dict[str, list[Path]]:
     return {split or "train": paths for split, paths in found.items()}
 
 
-def _named(pattern: str) -> list[Path]:
-    """The tars that a pattern with ranges, lists and wild cards names, in its order.
+def _named(pattern: str, names: Sequence[str]) -> list[Path]:
+    """The tars that a pattern stands for, in its order, where names still have wild cards.
 
     Raises:
         DataError: one of them is missing, or named twice, or no file of this machine.
@@ -244,9 +246,6 @@ def _named(pattern: str) -> list[Path]:
         raise DataError(
             f"webdataset:{pattern} is not on a disk of this machine: download the tars, and name them there"
         )
-    if Path(pattern).is_file():
-        return [Path(pattern)]
-    names = list(expand(pattern))
     found: list[Path] = []
     missing = []
     for name in names:

@@ -128,6 +128,8 @@ def test_a_folder_may_have_splits(tmp_path: Path, names: tuple[str, ...]) -> Non
     assert parse(f"webdataset:{tmp_path}").source.split("other") is None
     assert [len(samples) for samples in validation([f"webdataset:{tmp_path}"])] == [2]
     assert [len(samples) for samples in judged([], [f"webdataset:{tmp_path}"]).values()] == [3]
+    captions(tmp_path / "more" / "values.tar", "k")
+    assert len(read(tmp_path / "more")) == 1, "no name of a split"
     captions(tmp_path / "more.tar", "k")
     with pytest.raises(DataError, match=r"has tars of splits, and more\.tar, whose name begins with none of train"):
         read(tmp_path)
@@ -191,6 +193,7 @@ def test_a_tar_that_cannot_be_used_is_refused_when_it_is_opened(
             "there is no file FOLDER/1.tar, nor 8 more of the 10 that FOLDER/{0..9}.tar names",
         ),
         ("webdataset:FOLDER/x*.tar", "there is no file FOLDER/x*.tar"),
+        (f"webdataset:{{{','.join('0123456789' * 30)}}}", "there is no file 0, nor 299 more of the 300"),
         ("webdataset:FOLDER/{0,*}.tar", "names FOLDER/0.tar twice; --weights"),
         ("webdataset:FOLDER/empty", "there is no .tar in FOLDER/empty"),
     ],
