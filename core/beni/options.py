@@ -31,6 +31,8 @@ class DataConfig:
     on_bad_sample: Literal["skip", "error"] = "skip"
     """What an image that cannot be read, or a sample that cannot be made, does in training: it is left out and listed,
     or the run stops."""
+    stream_block: int = 2048
+    """Samples of all sources together that are read, shuffled and packed at once, where one of them is a stream."""
     workers: int = 1
     """Processes that load and cut images; 0 loads in the training process."""
     augment: float = 0.0
@@ -44,7 +46,13 @@ class DataConfig:
         if not self.data:
             raise ConfigError("option 'data' is empty: name at least one source")
         _within(
-            self, eval_limit=(0, inf), workers=(0, inf), augment=(0, 0.5), eval_batch=(1, inf), max_new_tokens=(1, inf)
+            self,
+            eval_limit=(0, inf),
+            stream_block=(1, inf),
+            workers=(0, inf),
+            augment=(0, 0.5),
+            eval_batch=(1, inf),
+            max_new_tokens=(1, inf),
         )
 
 

@@ -4,8 +4,10 @@ Rows hold either a conversation (a column of {role | from, content | value} turn
 stand in a column of one image or of a list. Which columns these are is told by options or by their usual names.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,9 +16,11 @@ import datasets
 from beni.config import PartConfig
 from beni.data.conversation import USUAL, exchange, show, turns_of, usual, words
 from beni.errors import DataError, first_line
-from beni.interfaces import Source
+from beni.interfaces import Reading, Source, Stream
 from beni.sample import ImageRef, Sample, image_ref
 
+FAULTS = (ValueError, OSError, datasets.exceptions.DatasetsError)
+"""What `datasets` raises for files that it cannot read."""
 LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 ENDS = {".parquet": b"PAR1", ".arrow": b"ARROW1"}
@@ -39,6 +43,8 @@ class HfDatasetConfig(PartConfig):
     """Column of the answer; the first of several answers is taken."""
     talk: str = ""
     """Column of a whole conversation, instead of question and answer."""
+    streaming: bool = False
+    """Read rows in order while training goes on, instead of fetching all of them first."""
 
 
 class HfDataset(Source):
@@ -47,35 +53,47 @@ class HfDataset(Source):
     beni_api = 1
     Config = HfDatasetConfig
 
-    def split(self, name: str) -> "Rows | None":
+    def split(self, name: str) -> "Rows | RowStream | None":
         if not self.config.path:
             raise DataError("hf needs a dataset: write hf:ID, hf:FOLDER or hf:FILE")
+        path = Path(self.config.path)
         for known_as in {"val": ("val", "validation")}.get(name, (name,)):
-            table = self._load(known_as)
+            try:
+                table = self._load(path, known_as)
+            except FAULTS as error:
+                if str(error).startswith("Unknown split"):
+                    continue
+                raise DataError(f"hf:{self.config.path} cannot be read: {_why(path, error)}") from error
             if table is not None:
-                return Rows(table, self.config)
+                return (RowStream if self.config.streaming else Rows)(table, self.config)
         return None
 
-    def _load(self, split: str) -> datasets.Dataset | None:
-        path = Path(self.config.path)
-        try:
-            if path.suffix in LOADERS and path.is_file():
-                if split != "train":
-                    return None
-                if not path.stat().st_size:
-                    raise DataError(f"hf:{path} is an empty file")
-                return datasets.load_dataset(LOADERS[path.suffix], data_files=str(path), split="train")
-            return datasets.load_dataset(self.config.path, self.config.config or None, split=split)
-        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-            if str(error).startswith("Unknown split"):
+    def _load(self, path: Path, split: str) -> Any:
+        if path.suffix in LOADERS and path.is_file():
+            if split != "train":
                 return None
-            raise DataError(f"hf:{self.config.path} cannot be read: {_why(path, error)}") from error
+            if not path.stat().st_size:
+                raise DataError(f"hf:{path} is an empty file")
+            source: dict[str, Any] = {"path": LOADERS[path.suffix], "data_files": str(path)}
+        else:
+            source = {"path": self.config.path, "name": self.config.config or None}
+        if self.config.streaming:
+            return datasets.load_dataset(**source, streaming=True).get(split)
+        return datasets.load_dataset(**source, split=split)
 
 
-class Rows(Sequence[Sample]):
-    """The rows of a table, each made a sample, and checked, when it is asked for."""
+class RowReader:
+    """Makes samples of the rows of a table.
 
-    def __init__(self, table: datasets.Dataset, config: HfDatasetConfig) -> None:
+    Args:
+        table: of `datasets`, as a whole or as a stream.
+        config: says which columns hold what.
+
+    Raises:
+        DataError: there are no such columns.
+    """
+
+    def __init__(self, table: Any, config: HfDatasetConfig) -> None:
         self.config = config
         self.columns = {kind: _column(table, kind, getattr(config, kind)) for kind in USUAL}
         if not self.columns["talk"] and not (self.columns["question"] and self.columns["answer"]):
@@ -83,17 +101,16 @@ class Rows(Sequence[Sample]):
                 f"hf:{config.path} has columns {', '.join(table.column_names)}: say which hold the question and the "
                 f"answer (?question=…&answer=…), or the conversation (?talk=…)"
             )
-        if self.columns["image"]:
-            table = _undecoded(table, self.columns["image"])
+        self.table = _undecoded(table, self.columns["image"]) if self.columns["image"] else table
         path = Path(config.path)
         self.root = path.parent if path.is_file() else path if path.is_dir() else None
-        self.table = table
 
-    def __len__(self) -> int:
-        return len(self.table)
+    def sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        """A row, checked.
 
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        row = self.table[index]
+        Raises:
+            DataError: no sample can be made of it.
+        """
         where = f"hf:{self.config.path}, row {index}"
         shown = row[self.columns["image"]] if self.columns["image"] else None
         shown = [image for image in (shown if isinstance(shown, list) else [shown]) if image]
@@ -114,13 +131,60 @@ class Rows(Sequence[Sample]):
         return words(row[column], f"{kind} (column '{column}')", where)
 
 
-def _column(table: datasets.Dataset, kind: str, wanted: str) -> str:
+class Rows(RowReader, Sequence[Sample]):
+    """The rows of a table, each made a sample, and checked, when it is asked for."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        return self.sample(self.table[index], index)
+
+
+class RowStream(RowReader, Stream):
+    """The rows of a table in order.
+
+    A position is {row: how many there are before it, state: what `datasets` needs to go on there}.
+    """
+
+    def __init__(self, table: Any, config: HfDatasetConfig) -> None:
+        super().__init__(table, config)
+        self.start = self.table.state_dict()
+        self.open: tuple[int, Any, Iterator[Any]] | None = None
+        """The process that reads, the position that it has reached, and the rows behind it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"open": None}
+
+    def read(self, position: Any, count: int) -> Reading:
+        position = position or {"row": 0, "state": self.start}
+        row = position["row"]
+        if self.open is None or self.open[:2] != (os.getpid(), position):  # a fork shares open files with its parent
+            self.table.load_state_dict(position["state"])
+            self.open = (os.getpid(), position, iter(self.table))
+        try:
+            rows = list(islice(self.open[2], count))
+        except FAULTS as error:
+            where = f"hf:{self.config.path} cannot be read behind row {row:,}"
+            raise DataError(f"{where}: {_why(Path(self.config.path), error)}") from error
+        position = {"row": row + len(rows), "state": self.table.state_dict()}
+        self.open = (os.getpid(), position, self.open[2])
+        return Reading([self._sample(each, number) for number, each in enumerate(rows, start=row)], position)
+
+    def _sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        try:
+            return self.sample(row, index)
+        except DataError as error:
+            return Sample.unusable(str(index), str(error))
+
+
+def _column(table: Any, kind: str, wanted: str) -> str:
     if wanted and wanted not in table.column_names:
         raise DataError(f"the dataset has no column '{wanted}' for the {kind}; it has {', '.join(table.column_names)}")
     return wanted or usual(kind, table.column_names)
 
 
-def _undecoded(table: datasets.Dataset, column: str) -> datasets.Dataset:
+def _undecoded(table: Any, column: str) -> Any:
     """Images as bytes or paths: they are decoded by the workers, like everybody's."""
     feature = table.features[column]
     plain = datasets.Image(decode=False)
