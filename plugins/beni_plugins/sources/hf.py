@@ -125,7 +125,7 @@ class RowReader:
     def _words(self, row: Mapping[str, Any], kind: str, where: str) -> str:
         """A cell as text: the first of several, the name of a class label."""
         column = self.columns[kind]
-        feature = self.table.features[column]
+        feature = (self.table.features or {}).get(column)  # of some streams they are not known
         if isinstance(feature, datasets.ClassLabel) and isinstance(row[column], int):
             return feature.int2str(row[column])
         return words(row[column], f"{kind} (column '{column}')", where)

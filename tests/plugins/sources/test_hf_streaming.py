@@ -5,12 +5,11 @@ import json
 import pickle
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import pytest
 
-from beni.config import choose
 from beni.data.images import load_image
 from beni.data.spec import parse, validation
 from beni.errors import DataError
@@ -120,7 +119,8 @@ def test_tars_are_streamed_as_well(tmp_path: Path) -> None:
 
 def test_it_keeps_the_promises_of_sources(folder: Path) -> None:
     class Streamed(SourceConformance):
-        part = choose("source", f"hf:{folder}", {"streaming": True})
+        part = "hf"
+        options: ClassVar = {"path": str(folder), "streaming": True}
 
     suite = Streamed()
     for name in dir(suite):
