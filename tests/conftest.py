@@ -6,7 +6,8 @@ os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", OMP_NUM_THREADS="1"
 
 import io
 import json
-from collections.abc import Callable, Sequence
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,4 +44,16 @@ def write_llava(folder: Path, items: Sequence[Any], name: str = "train.json") ->
     path = folder / name
     lines = [json.dumps(item) for item in items]
     path.write_text("\n".join(lines) if path.suffix == ".jsonl" else f"[{', '.join(lines)}]", encoding="utf-8")
+    return path
+
+
+def write_tar(path: Path, files: Mapping[str, Any]) -> Path:
+    """A tar of these files, in this order; what is no bytes is written as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
     return path

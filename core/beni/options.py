@@ -18,8 +18,8 @@ class DataConfig:
     """What is trained and judged on."""
 
     data: tuple[str, ...] = ("easy_vqa",)
-    """Training data, one SPEC per source: easy_vqa, shapes, llava:FILE, hf:ID, text:FILE; options as ?key=value&…;
-    template=NAME and loss_weight=W belong to every source"""
+    """Training data, one SPEC per source: easy_vqa, shapes, llava:FILE, hf:ID, webdataset:TARS, text:FILE; options as
+    ?key=value&…; template=NAME and loss_weight=W belong to every source"""
     weights: tuple[float, ...] = ()
     """Relative number of samples drawn from each source; by default every source once per epoch."""
     eval_data: tuple[str, ...] = ()
@@ -29,7 +29,10 @@ class DataConfig:
     template: str = ""
     """Chat template: plain, vicuna, llama_2, chatml, a FILE.jinja, or empty for the LLM's own."""
     on_bad_sample: Literal["skip", "error"] = "skip"
-    """What an image that cannot be read does during training: the sample is left out and listed, or the run stops."""
+    """What an image that cannot be read, or a sample that cannot be made, does in training: it is left out and listed,
+    or the run stops."""
+    stream_block: int = 2048
+    """Samples of all sources together that are read, shuffled and packed at once, where one of them is a stream."""
     workers: int = 1
     """Processes that load and cut images; 0 loads in the training process."""
     augment: float = 0.0
@@ -43,7 +46,13 @@ class DataConfig:
         if not self.data:
             raise ConfigError("option 'data' is empty: name at least one source")
         _within(
-            self, eval_limit=(0, inf), workers=(0, inf), augment=(0, 0.5), eval_batch=(1, inf), max_new_tokens=(1, inf)
+            self,
+            eval_limit=(0, inf),
+            stream_block=(1, inf),
+            workers=(0, inf),
+            augment=(0, 0.5),
+            eval_batch=(1, inf),
+            max_new_tokens=(1, inf),
         )
 
 

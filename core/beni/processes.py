@@ -75,8 +75,22 @@ class Processes:
         return values
 
     def from_main(self, value: Any) -> Any:
-        """The main process's value, on every process."""
-        return self.gather(value)[0]
+        """The main process's picklable value, on every process."""
+        if self.world == 1:
+            return value
+        box = [value]
+        with self._waiting():
+            dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+    def give(self, tensor: torch.Tensor) -> None:
+        """Write the main process's values into a tensor of the same shape and dtype on every other process."""
+        if self.world > 1 and tensor.numel():
+            plain = tensor.contiguous()
+            with self._waiting():
+                dist.broadcast(plain.view(-1).view(torch.uint8), src=0)  # of any dtype
+            if plain is not tensor and not self.is_main:
+                tensor.copy_(plain)
 
     def barrier(self) -> None:
         """Wait for everybody: longer than the time-out for those who are alive and have much to do."""

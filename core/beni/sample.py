@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from beni.errors import DataError
 from beni.types import Size
@@ -21,32 +21,48 @@ VISUAL_MARK = "<|visual|>"
 """The token at a position that one visual token takes."""
 
 
+class Span(NamedTuple):
+    """Where a file lies inside another one, as in a tar: its name there, first byte and length."""
+
+    name: str
+    start: int
+    length: int
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRef:
     """Where an image is: exactly one of a path, a URL, or the bytes of an encoded file.
 
-    `size` is the size after EXIF rotation if the source knows it, which saves reading the header.
+    `size` is the size after EXIF rotation if the source knows it, which saves reading the header. With a `span` the
+    image is a stretch of the file at `path`.
     """
 
     path: str = ""
     url: str = ""
     data: bytes = field(default=b"", repr=False)
     size: Size | None = None
+    span: Span | None = None
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.path, self.url, self.data))) != 1:
             raise DataError(
                 "an image is exactly one of a path, a URL, or the bytes of an image file; this one is empty"
             )
+        if self.span and not self.path:
+            raise DataError(f"image {self.span.name} is a stretch of a file, and no path says of which")
 
     @property
     def key(self) -> str | bytes:
         """Equal for references to the same image."""
+        if self.span:
+            return f"{self.path}:{self.span.start}+{self.span.length}"
         return self.path or self.url or self.data
 
     @property
     def name(self) -> str:
         """For messages."""
+        if self.span:
+            return f"{self.path}: {self.span.name}"
         return self.path or self.url or f"({len(self.data):,} bytes)"
 
 
@@ -76,6 +92,8 @@ class Sample:
     """Its chat template, by name or file; empty: the run's. Set from the data spec, as is the next."""
     loss_weight: float = 1.0
     """How much each of its targets counts in the loss of a training step."""
+    problem: str = ""
+    """Why it cannot be used, where its source cannot make it: it is left out and listed, or ends the run."""
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -86,6 +104,11 @@ class Sample:
                 f"sample '{self.id}' places {len(placed)} images in its text but has {len(self.images)}: "
                 f"every image needs exactly one place, in order"
             )
+
+    @classmethod
+    def unusable(cls, id: str, problem: str) -> "Sample":
+        """In the place of a sample that its source cannot make."""
+        return cls(id, (Turn("assistant", ("",)),), problem=problem)
 
     @property
     def answer(self) -> str:

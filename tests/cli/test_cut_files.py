@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from beni.cli.main import main
-from tests.conftest import write_llava
+from tests.conftest import write_llava, write_tar
 
 TALK = [{"from": "human", "value": "what is it? " * 10}, {"from": "gpt", "value": "an answer"}]
 ROWS = {"question": [f"what is {n}? " * 30 for n in range(500)], "answer": [str(n) for n in range(500)]}
@@ -40,6 +40,10 @@ def stream(path: Path) -> None:
             writer.write_batch(batch)
 
 
+def tar(path: Path) -> None:
+    write_tar(path, {f"{n}.json": {"conversations": TALK} for n in range(50)})
+
+
 CUT: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "llava json": ("llava:a.json", llava, r"a\.json is not JSON \(cut off\?\): .*line 1 column \d+ \(char \d+\)"),
     "llava lines": ("llava:a.jsonl", llava, r"a\.jsonl, line 26: not JSON: .*char \d+"),
@@ -49,6 +53,7 @@ CUT: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "parquet shard": ("hf:shards", table, r"shards/a\.parquet was cut off: it ends at byte [\d,]+"),
     "arrow": ("hf:a.arrow", stream, r"a\.arrow cannot be read: Expected .* bytes .*got \d+ \(it has [\d,]+ bytes"),
     "json lines": ("hf:a.jsonl", table, r"a\.jsonl cannot be read: JSON parse error: .* in row \d+"),
+    "tar": ("webdataset:a.tar", tar, r"a\.tar was cut off or damaged behind 29\.json"),
     "csv": ("hf:a.csv", table, r"a\.csv, row \d+: the answer .* is None"),
 }
 

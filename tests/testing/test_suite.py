@@ -42,6 +42,7 @@ FOUND = [
     ("llm", "Lower", "texts_survive_the_tokenizer", "answers could not be compared"),
     ("source", "Twins", "ids_are_unique", "gives 2 samples 1 ids"),
     ("source", "Twins", "samples_have_an_answer", "sample 'one': its last turn must be an answer"),
+    ("source", "Restarting", "streams_go_on_where_they_were", "gives other samples when it goes on behind item 1"),
     ("source", "Endless", "unknown_splits_are_none", "must return None"),
 ]
 SMALL = {"encoder": {"size": 16, "stem": [8], "blocks": [0], "width": 8, "heads": 2, "layers": 1}}

@@ -22,7 +22,7 @@ from beni.model.build import Built, build
 from beni.processes import processes
 from beni.testing.launch import run_ranks
 from beni.testing.sharded import rows
-from beni.training import prepare
+from beni.training import loading
 from beni.training.adapters import add_adapters, merge
 from beni.training.freeze import ADAPTER
 from beni.training.run import train
@@ -192,7 +192,7 @@ def test_a_checkpoint_beside_other_frozen_weights_is_refused(tmp_path: Path, mon
     """They are not in it: going on from others would be another model."""
     changes: dict[str, Any] = {"optim": {"train": ["connector"]}, "run": {"checkpoint_every": 2}}
     train(small_run(tmp_path / "run", **changes))
-    original = prepare.build
+    original = loading.build
 
     def other(*arguments: Any) -> Built:
         built = original(*arguments)
@@ -200,7 +200,7 @@ def test_a_checkpoint_beside_other_frozen_weights_is_refused(tmp_path: Path, mon
             built.model.llm.get_input_embeddings().weight[0, 0] += 1
         return built
 
-    monkeypatch.setattr(prepare, "build", other)
+    monkeypatch.setattr(loading, "build", other)
     changes["run"]["resume"] = "auto"
     with pytest.raises(CheckpointError, match="was made with frozen weights"):
         train(small_run(tmp_path / "run", **changes))

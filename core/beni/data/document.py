@@ -91,10 +91,12 @@ class Composer:
             prompt_only: stop where the model has to answer (generation).
 
         Raises:
-            DataError: no target in it, or too long; the message names the sample.
+            DataError: no target in it, too long, or its source could not make it; the message names the sample.
             ConfigError: its template cannot be used.
             ImageError: the size of an image cannot be read.
         """
+        if sample.problem:
+            raise DataError(f"sample '{sample.id}': {sample.problem}")
         try:
             pieces = self.template.named(sample.template).encode(sample.turns, prompt_only)
         except DataError as error:

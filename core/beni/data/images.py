@@ -8,7 +8,8 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from beni.data.fetch import cached, fetch
+from beni.data.spans import open_span
 from beni.errors import ImageError
 from beni.sample import ImageRef
 from beni.types import Box, Crop, EncoderSpec, Size
@@ -148,18 +150,26 @@ def blank_image(spec: EncoderSpec) -> ImageRef:
     return ImageRef(data=file.getvalue(), size=Size(1, 1))
 
 
-def _open(ref: ImageRef) -> Image.Image:
+@contextmanager
+def _open(ref: ImageRef) -> Iterator[Image.Image]:
     """The image with its header read.
 
     Raises:
         ImageError: missing, not an image, or larger than `MAX_PIXELS`.
     """
+    if ref.span:
+        with open_span(Path(ref.path), ref.span) as file, _read_header(file, ref.name) as image:
+            yield image
+        return
     if ref.url:
-        return _read_header(fetch(ref.url, lambda file, name: _read_header(file, name).close()), ref.name)
-    return _read_header(io.BytesIO(ref.data) if ref.data else Path(ref.path), ref.name)
+        image = _read_header(fetch(ref.url, lambda file, name: _read_header(file, name).close()), ref.name)
+    else:
+        image = _read_header(io.BytesIO(ref.data) if ref.data else Path(ref.path), ref.name)
+    with image:
+        yield image
 
 
-def _read_header(file: Path | io.BytesIO, name: str) -> Image.Image:
+def _read_header(file: Path | io.BytesIO | io.BufferedReader, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -3,54 +3,78 @@
 import hashlib
 import multiprocessing
 import signal
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice, pairwise
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from beni.data.augment import jitter
 from beni.data.batch import PackedBatch, Prepare, pack
 from beni.data.document import Composer
-from beni.data.plan import Plan, Row
+from beni.data.plan import Place, Plan, Row
 from beni.errors import LostProcess
 from beni.sample import Sample
 
 RowIndex = tuple[int, int, int]
 """Epoch, step, number of the row in the step."""
+Trees = Sequence[Sequence[Sample]]
+"""What is packed into a row: samples by the head that they share."""
 DYING_S = 1.0
 """How long a worker that broke its connection may take to end."""
 
 
-class Rows(Dataset[PackedBatch]):
-    """Every row of every step, by index; what a data worker holds."""
+class Feed(ABC):
+    """What training is fed from: `walk` says what comes next, and `feed[task]` makes a row of it, in any process.
 
-    def __init__(
-        self,
-        sources: Sequence[Sequence[Sample]],
-        plan: Plan,
-        composer: Composer,
-        seed: int = 0,
-        augment: float = 0.0,
-    ) -> None:
-        self.sources = list(sources)
-        self.plan = plan
+    Images are changed the same way wherever and whenever this is done.
+
+    Args:
+        composer: makes documents.
+        seed, augment: of the changes of images, and how strong they are.
+    """
+
+    def __init__(self, composer: Composer, seed: int = 0, augment: float = 0.0) -> None:
         self.composer = composer
         self.seed = seed
         self.augment = augment
 
-    def __getitem__(self, index: RowIndex) -> PackedBatch:
-        epoch, step, number = index
-        return self.pack(self.plan.step(epoch, step)[number], epoch)
+    @property
+    @abstractmethod
+    def rows_per_step(self) -> int:
+        """Of all processes together."""
 
-    def pack(self, row: Row, epoch: int) -> PackedBatch:
-        """Compose and pack one row; images are changed the same way wherever and whenever this is done."""
-        trees = [[self.composer.compose(self.sources[m.source][m.index]) for m in tree] for tree in row]
-        return pack(trees, self.composer, self._prepare(epoch))
+    @property
+    @abstractmethod
+    def unusable(self) -> list[tuple[str, str]]:
+        """(id, reason) of samples that are left out from the start."""
+
+    @abstractmethod
+    def walk(self, place: Place, rank: int, world: int, apart: bool) -> Iterator[tuple[Place, Sequence[Any]]]:
+        """From a place on: the place behind each step, and a task for every row of it that is this process's.
+
+        Args:
+            place: where to begin.
+            rank, world: this process takes rows rank, rank + world, … of each step.
+            apart: whether it may have processes of its own.
+        """
+
+    @abstractmethod
+    def __getitem__(self, task: Any) -> PackedBatch:
+        """The row of a task."""
+
+    def pack(self, trees: Trees, epoch: int) -> PackedBatch:
+        """Compose and pack one row."""
+        documents = [[self.composer.compose(sample) for sample in tree] for tree in trees]
+        return pack(documents, self.composer, self._prepare(epoch))
 
     def _prepare(self, epoch: int) -> Prepare | None:
         if not self.augment:
@@ -64,56 +88,104 @@ class Rows(Dataset[PackedBatch]):
         return prepare
 
 
+class Rows(Feed):
+    """Every row of every step, by index; what a data worker holds."""
+
+    def __init__(
+        self,
+        sources: Sequence[Sequence[Sample]],
+        plan: Plan,
+        composer: Composer,
+        seed: int = 0,
+        augment: float = 0.0,
+    ) -> None:
+        super().__init__(composer, seed, augment)
+        self.sources = list(sources)
+        self.plan = plan
+
+    def __getitem__(self, index: RowIndex) -> PackedBatch:
+        epoch, step, number = index
+        return self.pack(self.trees(self.plan.step(epoch, step)[number]), epoch)
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.plan.batch.rows
+
+    def trees(self, row: Row) -> Trees:
+        """The samples of a row."""
+        return [[self.sources[member.source][member.index] for member in tree] for tree in row]
+
+    @property
+    def unusable(self) -> list[tuple[str, str]]:
+        return [pair for source in self.plan.lengths for pair in source.bad]
+
+    def walk(self, place: Place, rank: int, world: int, apart: bool) -> Iterator[tuple[Place, Sequence[RowIndex]]]:
+        for at, behind in pairwise(self.plan.walk(place.epoch, place.step)):
+            yield Place(*behind), [(*at, number) for number in range(rank, self.rows_per_step, world)]
+
+
 def batches(
-    rows: Rows,
-    epoch: int,
-    step: int,
+    feed: Feed,
+    place: Place,
     steps: int,
     workers: int,
     rank: int = 0,
     world: int = 1,
     started: list[BaseProcess] | None = None,
-) -> Iterator[tuple[int, int, list[PackedBatch]]]:
-    """One process's share of the plan from a position on.
+) -> Iterator[tuple[Place, list[PackedBatch]]]:
+    """One process's share of what is trained on, from a place on.
 
     Args:
-        rows: the data.
-        epoch, step: where to begin.
+        feed: the data.
+        place: where to begin.
         steps: how many steps.
         workers: processes that load; 0 loads in this one.
         rank, world: this process takes rows rank, rank + world, … of each step.
         started: takes up the workers' processes, for `worker_deaths_told`.
 
     Yields:
-        The position *behind* the step, as (epoch, step), and the step's packed rows of this process.
+        The place *behind* the step, and the step's packed rows of this process.
     """
-    per_step = rows.plan.batch.rows // world
+    coming: deque[tuple[Place, int]] = deque()
 
-    def indices() -> Iterator[RowIndex]:
-        walk = rows.plan.walk(epoch, step)
-        for _ in range(steps):
-            at = next(walk)
-            for number in range(rank, rank + per_step * world, world):
-                yield (*at, number)
+    def tasks() -> Iterator[Any]:
+        for behind, own in islice(feed.walk(place, rank, world, workers > 0), steps):
+            coming.append((behind, len(own)))
+            yield from own
 
-    loader = DataLoader(
-        rows,
+    before = multiprocessing.active_children()
+    rows = iter(loader(feed, workers, 2 * feed.rows_per_step // world, sampler=_Once(tasks)))
+    if started is not None:
+        started += [process for process in multiprocessing.active_children() if process not in before]
+    while first := list(islice(rows, 1)):
+        behind, number = coming.popleft()
+        yield behind, [*first, *islice(rows, number - 1)]
+
+
+def loader(dataset: Any, workers: int, ahead: int, **options: Any) -> DataLoader[Any]:
+    """What loads one item at a time, in this process or in forked ones.
+
+    Args:
+        dataset: gives the items.
+        workers: processes that load; 0 loads in this one.
+        ahead: items that each of them loads before they are asked for.
+        options: further ones of torch's loader.
+    """
+    return DataLoader(
+        dataset,
         batch_size=None,
-        sampler=_Once(indices),
         num_workers=workers,
-        prefetch_factor=2 * per_step if workers else None,
+        prefetch_factor=ahead if workers else None,
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=_outlive_sigterm if workers else None,
         generator=torch.Generator(),  # of its own: torch would draw from the one that dropout uses
+        collate_fn=_unchanged,
+        **options,
     )
-    before = multiprocessing.active_children()
-    stream = iter(loader)
-    if started is not None:
-        started += [process for process in multiprocessing.active_children() if process not in before]
-    walk = rows.plan.walk(epoch, step)
-    next(walk)
-    for _ in range(steps):
-        yield (*next(walk), [next(stream) for _ in range(per_step)])
+
+
+def _unchanged(item: Any) -> Any:
+    return item
 
 
 @contextmanager
@@ -150,10 +222,10 @@ def _outlive_sigterm(worker: int) -> None:
 
 
 class _Once:
-    """An iterable over indices, made anew for each pass."""
+    """An iterable over tasks, made anew for each pass."""
 
-    def __init__(self, make: Callable[[], Iterator[RowIndex]]) -> None:
+    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
         self.make = make
 
-    def __iter__(self) -> Iterator[RowIndex]:
+    def __iter__(self) -> Iterator[Any]:
         return self.make()

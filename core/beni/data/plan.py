@@ -5,9 +5,10 @@ samples are seen in the same order whatever the number of processes or workers. 
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,42 @@ from beni.data.document import IGNORE, Composer
 from beni.data.order import ORDERS
 from beni.errors import DataError
 from beni.sample import Sample
+
+
+class Place(NamedTuple):
+    """Where in the plan a run stands; plain JSON values."""
+
+    epoch: int = 0
+    step: int = 0
+    """Of the epoch."""
+    streams: Sequence[Any] = ()
+    """Where each source that is a stream stood when the epoch began; None for one that is none."""
+
+
+def shares(weights: Sequence[float], total: int) -> list[int]:
+    """So many samples of each source, in proportion to weights; at least one of each that has any."""
+    share = np.array(weights) / sum(weights)
+    return np.maximum(np.rint(share * total), np.array(share > 0)).astype(int).tolist()
+
+
+def cycled(usable: np.ndarray, count: int, epoch: int, seed: tuple[int, int] | None) -> list[int]:
+    """What an epoch takes of a source that it cycles through: the next `count` of its passes, each shuffled by itself.
+
+    Args:
+        usable: indices of the source's samples.
+        count: how many every epoch takes.
+        epoch: which one, from 0.
+        seed: of the passes; None leaves them in order.
+    """
+    drawn: list[int] = []
+    begin, end = epoch * count, (epoch + 1) * count
+    while begin < end:
+        lap, offset = divmod(begin, len(usable))
+        order = np.arange(len(usable)) if seed is None else np.random.default_rng((*seed, lap)).permutation(len(usable))
+        taken = order[offset : offset + end - begin]
+        drawn += usable[taken].tolist()
+        begin += len(taken)
+    return drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +96,17 @@ class Lengths:
             table[index] = len(document), document.head, document.head_key, images, crops, memory, targets
             keep.append(index)
         self.usable = np.array(keep, dtype=np.int64)
+        self._take(table)
+
+    def of(self, chosen: Sequence[int]) -> "Lengths":
+        """Of chosen samples of the source, which are then counted from 0; all of them are usable."""
+        part = copy(self)
+        part.bad, part.usable = [], np.arange(len(chosen))
+        part._take(self.table[np.asarray(chosen, dtype=np.int64)])
+        return part
+
+    def _take(self, table: np.ndarray) -> None:
+        self.table = table
         self.total, self.head, self.head_key, self.images, self.crops, self.memory, self.targets = table.T
 
 
@@ -107,7 +155,7 @@ class Plan:
         return [*rows, *((),) * (self.batch.rows - len(rows))]
 
     def walk(self, epoch: int, step: int) -> Iterator[tuple[int, int]]:
-        """(epoch, step) from a position on, without end."""
+        """(epoch, step) from a place on, without end."""
         while True:
             for position in range(step, self.steps(epoch)):
                 yield epoch, position
@@ -128,25 +176,12 @@ class Plan:
     def _draw(self, epoch: int) -> list[Member]:
         """This epoch's samples: source after source, each cycling through its own shuffled passes."""
         sizes = [len(source.usable) for source in self.lengths]
-        if self.weights:
-            share = np.array(self.weights) / sum(self.weights)
-            quotas = np.maximum(np.rint(share * sum(sizes)), np.array(share > 0)).astype(int).tolist()
-        else:
-            quotas = sizes
+        quotas = shares(self.weights, sum(sizes)) if self.weights else sizes
         members = []
         for number, (source, size, quota) in enumerate(zip(self.lengths, sizes, quotas, strict=True)):
-            for position in range(epoch * quota, (epoch + 1) * quota) if size else ():
-                lap, offset = divmod(position, size)
-                members.append(Member(number, int(source.usable[self._pass(number, lap, size)[offset]])))
+            drawn = cycled(source.usable, quota if size else 0, epoch, (self.seed, number) if self.shuffle else None)
+            members += [Member(number, index) for index in drawn]
         return members
-
-    def _pass(self, source: int, lap: int, size: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(size)
-        key = (source, lap)
-        if getattr(self, "_pass_key", None) != key:  # consecutive positions ask for the same pass
-            self._pass_key, self._pass_order = key, np.random.default_rng((self.seed, source, lap)).permutation(size)
-        return self._pass_order
 
     def _group(self, members: Sequence[Member]) -> list[Tree]:
         """Put samples that share their head into one tree, as many as a row holds."""

@@ -12,8 +12,11 @@ from urllib.parse import parse_qsl
 from beni.config import choose
 from beni.data.template import read_template
 from beni.errors import ConfigError, DataError
-from beni.interfaces import Source, load
+from beni.interfaces import Reading, Source, Stream, load
 from beni.sample import Sample
+
+LISTED = 1000
+"""Items of a stream that are read at once to list all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +32,42 @@ class DataSpec:
     loss_weight: float
     """How much each target of this source counts in the loss of a training step."""
 
+    def training(self) -> Sequence[Sample] | Stream:
+        """What is trained on: the split that the spec names, else `train`, with its weight in the loss.
+
+        Raises:
+            DataError: there is no such split, or it is empty.
+        """
+        found = self._split("train")
+        if found is None:
+            raise DataError(f"data '{self.text}' has no split 'train': name one with ?split=…")
+        fields = self._fields() | ({} if self.loss_weight == 1 else {"loss_weight": self.loss_weight})
+        if isinstance(found, Stream):
+            return StreamWith(found, **fields) if fields else found
+        return With(found, **fields) if fields else found
+
     def samples(self, default_split: str) -> Sequence[Sample] | None:
         """The split that the spec names, else the default one; None if the source has no such split.
+
+        A stream is read to its end.
 
         Raises:
             DataError: the spec names a split that does not exist, or the split is empty.
         """
-        samples = self.source.split(self.split or default_split)
-        if samples is None and self.split:
+        found = self._split(default_split)
+        samples = listed(found) if isinstance(found, Stream) else found
+        return With(samples, **self._fields()) if samples is not None and self.template else samples
+
+    def _split(self, default: str) -> Sequence[Sample] | Stream | None:
+        found = self.source.split(self.split or default)
+        if found is None and self.split:
             raise DataError(f"data '{self.text}' has no split '{self.split}'")
-        if samples is not None and not len(samples):
-            raise DataError(f"data '{self.text}', split '{self.split or default_split}', is empty")
-        return With(samples, template=self.template) if samples is not None and self.template else samples
+        if found is not None and not (found.read(None, 1).samples if isinstance(found, Stream) else len(found)):
+            raise DataError(f"data '{self.text}', split '{self.split or default}', is empty")
+        return found
+
+    def _fields(self) -> dict[str, Any]:
+        return {"template": self.template} if self.template else {}
 
 
 class With(Sequence[Sample]):
@@ -55,6 +82,28 @@ class With(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         return replace(self.samples[index], **self.fields)
+
+
+class StreamWith(Stream):
+    """A stream whose samples have some of their fields changed."""
+
+    def __init__(self, stream: Stream, **fields: Any) -> None:
+        self.stream = stream
+        self.fields = fields
+
+    def read(self, position: Any, count: int) -> Reading:
+        reading = self.stream.read(position, count)
+        return replace(reading, samples=[replace(sample, **self.fields) for sample in reading.samples])
+
+
+def listed(stream: Stream) -> list[Sample]:
+    """All samples of a stream."""
+    samples: list[Sample] = []
+    reading = stream.read(None, LISTED)
+    while reading.samples:
+        samples += reading.samples
+        reading = stream.read(reading.position, LISTED)
+    return samples
 
 
 def parse(text: str) -> DataSpec:
@@ -90,7 +139,7 @@ def _weight(value: str, text: str) -> float:
     return weight
 
 
-def training(specs: Sequence[str]) -> list[Sequence[Sample]]:
+def training(specs: Sequence[str]) -> list[Sequence[Sample] | Stream]:
     """The training samples of every spec, with their weights in the loss.
 
     Raises:
@@ -100,13 +149,7 @@ def training(specs: Sequence[str]) -> list[Sequence[Sample]]:
     parsed = [parse(text) for text in specs]
     if not any(spec.loss_weight for spec in parsed):
         raise ConfigError("every source has loss_weight 0: there would be nothing to learn")
-    found: list[Sequence[Sample]] = []
-    for spec in parsed:
-        samples = spec.samples("train")
-        if samples is None:
-            raise DataError(f"data '{spec.text}' has no split 'train': name one with ?split=…")
-        found.append(samples if spec.loss_weight == 1 else With(samples, loss_weight=spec.loss_weight))
-    return found
+    return [spec.training() for spec in parsed]
 
 
 def validation(specs: Sequence[str]) -> list[Sequence[Sample]]:

@@ -31,7 +31,7 @@ from beni.interfaces.fusion import (
     spell_blocks,
 )
 from beni.interfaces.llm import LanguageModel
-from beni.interfaces.source import Source
+from beni.interfaces.source import Reading, Source, Stream
 from beni.interfaces.view import View
 from beni.pretrained import Provenance
 
@@ -48,8 +48,10 @@ __all__ = [
     "LanguageModel",
     "Newline",
     "Provenance",
+    "Reading",
     "Reads",
     "Source",
+    "Stream",
     "View",
     "VisionEncoder",
     "VisualSpec",

@@ -95,16 +95,42 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
     if init:
         loaded |= start_from(model, init)
     forget_paths(model.config)
-    composer = Composer(
-        template=template,
-        view=view,
-        encoders=specs,
-        connector=config.connector.config,  # type: ignore[arg-type]
-        fusion=config.fusion.config,  # type: ignore[arg-type]
-        image_token=image_token,
-        max_tokens=config.batch.row_tokens,
+    return Built(model, tokenizer, composer_of(model.config, tokenizer, config.batch.row_tokens), loaded)
+
+
+def hollow(
+    model: BeniConfig, tokenizer: PreTrainedTokenizerBase, max_tokens: int, loaded: Mapping[str, Provenance]
+) -> Built:
+    """What another process has built, without memory for its weights: they are on the meta device.
+
+    Args:
+        model: configuration of the other process's model.
+        tokenizer: the other process's.
+        max_tokens: longest document.
+        loaded: parts whose weights the other process has loaded.
+    """
+    with torch.device("meta"):
+        empty = BeniForConditionalGeneration(model)
+    return Built(empty, tokenizer, composer_of(model, tokenizer, max_tokens), loaded)
+
+
+def composer_of(config: BeniConfig, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 0) -> Composer:
+    """What makes documents for a model; its weights are not needed.
+
+    Args:
+        config: of the model.
+        tokenizer: of its language model, with the added tokens.
+        max_tokens: longest document; 0: any.
+    """
+    return Composer(
+        template=Template(tokenizer, config.template, config.stop_token_ids),
+        view=view_of(config.part("view")),
+        encoders=config.encoder_specs(),
+        connector=config.part("connector").config,  # type: ignore[arg-type]
+        fusion=config.part("fusion").config,  # type: ignore[arg-type]
+        image_token=config.image_token_id,
+        max_tokens=max_tokens,
     )
-    return Built(model, tokenizer, composer, loaded)
 
 
 def forget_paths(config: BeniConfig) -> None:

@@ -11,9 +11,9 @@ from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedT
 from beni.data.batch import Pictures
 from beni.data.document import Composer
 from beni.data.padded import pad
-from beni.data.template import Piece, Template
+from beni.data.template import Piece
 from beni.errors import DataError
-from beni.model.build import view_of
+from beni.model.build import composer_of
 from beni.model.config import BeniConfig
 from beni.sample import IMAGE_MARK, ImageRef, Sample, Turn, image_ref, split_marks
 from beni.types import Size
@@ -122,18 +122,6 @@ class BeniProcessor(ProcessorMixin):
 
     def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def composer_of(config: BeniConfig, tokenizer: PreTrainedTokenizerBase) -> Composer:
-    """What makes documents for a saved model, without its weights."""
-    return Composer(
-        template=Template(tokenizer, config.template, config.stop_token_ids),
-        view=view_of(config.part("view")),
-        encoders=config.encoder_specs(),
-        connector=config.part("connector").config,  # type: ignore[arg-type]
-        fusion=config.part("fusion").config,  # type: ignore[arg-type]
-        image_token=config.image_token_id,
-    )
 
 
 def _flatten(images: Any) -> list[Picture]:

@@ -1,12 +1,14 @@
 """Checks of sources: splits that can be read in any order, samples with an answer, images that can be opened."""
 
+import json
 import pickle
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from beni.data.images import image_size, load_image
+from beni.data.spec import listed
 from beni.errors import ImageError
-from beni.interfaces import Source, load
+from beni.interfaces import Source, Stream, load
 from beni.sample import Sample
 from beni.testing.suite import Conformance, require
 
@@ -71,11 +73,27 @@ class SourceConformance(Conformance):
                     raise AssertionError(f"split '{name}': {error}") from error
                 require(tuple(told) == picture.size, f"split '{name}', image {ref.name}: its size is {picture.size}")
 
+    def test_streams_go_on_where_they_were(self) -> None:
+        """In another process, from a position that was written to a checkpoint."""
+        for name in SPLITS:
+            stream = self.source().split(name)
+            if not isinstance(stream, Stream):
+                continue
+            whole = stream.read(None, FEW)
+            cut = stream.read(None, max(1, len(whole.samples) // 2))
+            position = json.loads(json.dumps(cut.position))
+            behind = self.source().split(name).read(position, FEW - len(cut.samples))  # type: ignore[union-attr]
+            require(
+                cut.samples + behind.samples == whole.samples,
+                f"split '{name}', a stream, gives other samples when it goes on behind item {len(cut.samples)}",
+            )
+
     def _splits(self) -> Iterator[tuple[str, Sequence[Sample]]]:
         source = self.source()
         for name in dict.fromkeys((*SPLITS, *source.eval_splits)):
-            samples = source.split(name)
-            if samples is not None and len(samples):
+            found = source.split(name)
+            samples = listed(found) if isinstance(found, Stream) else found
+            if samples:
                 yield name, samples
 
 

@@ -82,7 +82,8 @@ def add_adapters(model: BeniForConditionalGeneration, options: PeftOptions) -> l
             use_dora=kind == "dora",
             target_modules="|".join(re.escape(path) for path in paths),
         )
-        inject_adapter_in_model(config, module, adapter_name=NAME)
+        hollow = any(parameter.is_meta for parameter in module.parameters())
+        inject_adapter_in_model(config, module, adapter_name=NAME, low_cpu_mem_usage=hollow)
         added.append(Adapters(part, root, paths, config))
     return added
 

@@ -5,7 +5,7 @@ written is in `saving`, how it is found and verified in `committed`.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from beni.data.plan import Place
 from beni.errors import CheckpointError
 from beni.processes import Processes
 from beni.training.committed import verify
@@ -30,6 +31,13 @@ class Position:
     step_in_epoch: int = 0
     skipped: int = 0
     """Of the steps done, those left out because something was not finite."""
+    streams: Sequence[Any] = ()
+    """Where the streams stood when the epoch began, as `beni.data.plan.Place` has it."""
+
+    @property
+    def place(self) -> Place:
+        """In the plan."""
+        return Place(self.epoch, self.step_in_epoch, self.streams)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from beni.config import OptimConfig
 from beni.data.batch import PackedBatch
+from beni.data.plan import Place
 from beni.errors import BeniError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
@@ -36,7 +37,7 @@ class StepReport:
 def train_loop(
     model: BeniForConditionalGeneration,
     optimizer: torch.optim.Optimizer,
-    steps: Iterator[tuple[int, int, list[PackedBatch]]],
+    steps: Iterator[tuple[Place, list[PackedBatch]]],
     position: Position,
     total: int,
     optim: OptimConfig,
@@ -49,7 +50,7 @@ def train_loop(
 
     Args:
         model: parallelized, with `requires_grad` set.
-        steps: this process's rows of each step, with the plan's position behind it (`beni.data.loader.batches`).
+        steps: this process's rows of each step, with the place behind it (`beni.data.loader.batches`).
         position: where training stands.
         total: optimizer steps of the whole run.
         after_step: log, evaluate, checkpoint.
@@ -65,7 +66,7 @@ def train_loop(
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.train()
     processes.doing(f"loading the rows of step {position.steps + 1}")
-    for epoch, step_in_epoch, batches in steps:
+    for place, batches in steps:
         processes.doing(f"in step {position.steps + 1}")
         factor = lr_factor(position.steps, total, optim)
         for group in optimizer.param_groups:
@@ -81,7 +82,7 @@ def train_loop(
             loss += share.detach()
         after_backward()
         grad_norm = clip(parameters, optim.clip)
-        position = Position(position.steps + 1, epoch, step_in_epoch, position.skipped)
+        position = Position(position.steps + 1, place.epoch, place.step, position.skipped, place.streams)
         skipped = ""
         if processes.all(bool(loss.isfinite() & grad_norm.isfinite())):
             optimizer.step()

@@ -15,6 +15,7 @@ from beni.model.llm import decoder_layers
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
 from beni.training.compiled import compile_blocks
+from beni.training.loading import handed_over
 from beni.training.recompute import checkpoint_activations
 
 
@@ -26,9 +27,11 @@ def parallelize(
 ) -> None:
     """Move a model to its device and shard it with FSDP2, innermost units first: blocks, parts, root.
 
-    Blocks are compiled, recompute their activations, and frozen encoders lie elsewhere, if the options say so.
+    What is computed with are the first process's weights. Blocks are compiled, recompute their activations, and frozen
+    encoders lie elsewhere, if the options say so.
 
     Args:
+        model: the same on every process; on all but the first one its weights may be on the meta device.
         frozen: keys of the encoders of which nothing is trained.
 
     FSDP2 does two jobs: it shards over processes, and it keeps fp32 masters while computing in bf16. Where neither is
@@ -36,16 +39,16 @@ def parallelize(
     is divided by the global number of targets before.
     """
     options = options or RunOptions()
-    model.to(processes.device)
     if options.compile:
         compile_blocks(model)
     checkpoint_activations(model, options)
     if processes.mesh is None:
+        model.to(processes.device)
         return
     mesh = processes.mesh if processes.mesh.shape[0] > 1 else processes.mesh["shard"]
     policy = MixedPrecisionPolicy(param_dtype=processes.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     elsewhere = {m for key in frozen for m in model.encoders[key].modules()} if processes.world > 1 else set()
-    for unit in units(model):
+    for unit in handed_over(model, units(model), processes):
         if unit not in elsewhere or options.frozen_encoders == "sharded":
             fully_shard(unit, mesh=mesh, mp_policy=policy)
         elif options.frozen_encoders == "replicated":

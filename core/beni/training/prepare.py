@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beni.config import RunConfig
-from beni.data.loader import Rows
-from beni.data.plan import Lengths, Plan
+from beni.data.blocks import Blocks
+from beni.data.loader import Feed, Rows
+from beni.data.plan import Lengths, Plan, shares
 from beni.data.spec import parse, training, validation
 from beni.errors import ConfigError, DataError
 from beni.eval.held_out import HeldOut
-from beni.model.build import Built, build
+from beni.interfaces import Stream
+from beni.model.build import Built
 from beni.processes import Processes
 from beni.sample import Sample
 from beni.training import compiled, freeze
 from beni.training.adapters import Adapters, add_adapters
+from beni.training.loading import load_once
 from beni.training.outputs import open_folder
 from beni.training.quantize import Quantized, check, quantize
 
@@ -28,6 +31,9 @@ class Run:
     folder: Path
     built: Built
     rows: Rows
+    """Of the data; where there are streams, of their first block."""
+    feed: Feed
+    """What training is fed from: the rows, or all blocks."""
     quantized: Quantized | None
     adapters: list[Adapters]
     table: list[freeze.FreezeRow]
@@ -38,16 +44,19 @@ class Run:
 def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> Run:
     """Load the data, build the model, plan the batches, decide what is trained."""
     procs.doing("preparing")
-    rows, world = config.batch.rows, procs.world
-    if rows % world:
-        raise ConfigError(f"--rows {rows} cannot be shared by {world} processes: choose a multiple of {world}")
+    world = procs.world
+    if config.batch.rows % world:
+        raise ConfigError(
+            f"--rows {config.batch.rows} cannot be shared by {world} processes: choose a multiple of {world}"
+        )
     check(config.peft, config.optim)
     compiled.check(config.run, procs.device)
     sources = training(config.data.data)
     for spec in config.data.eval_data:
         parse(spec)  # what is wrong with it is told before training, not after
-    built = build(config, _texts(sources))
-    plan = _plan(config, built, sources)
+    quotas = _quotas(config, sources)
+    built = load_once(config, _texts(sources, quotas), procs)
+    rows, feed = _feed(config, built, sources, quotas)
     quantized = quantize(built.model, config.peft.quant, procs.device)
     adapters = add_adapters(built.model, config.peft)
     table = freeze.freeze_table(built.model, config.optim, {k: v.origin for k, v in built.loaded.items()})
@@ -57,22 +66,54 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
         raise ConfigError("--select best compares losses on a validation split, and no source has one")
     procs.barrier()  # preparing takes as long as it takes
     folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
-    data = Rows(sources, plan, built.composer, config.run.seed, config.data.augment)
-    total = config.optim.steps or _steps(plan, config.optim.epochs)
-    return Run(config, procs, folder, built, data, quantized, adapters, table, total)
+    total = config.optim.steps or _steps(rows.plan, config.optim.epochs)
+    return Run(config, procs, folder, built, rows, feed, quantized, adapters, table, total)
 
 
-def _plan(config: RunConfig, built: Built, sources: Sequence[Sequence[Sample]]) -> Plan:
+def _quotas(config: RunConfig, sources: Sequence[Sequence[Sample] | Stream]) -> list[int]:
+    """How many samples of each source a block has; none where no source is a stream.
+
+    Raises:
+        ConfigError: weights that do not fit the sources, or that streams need and do not have; a stream without
+            `steps`.
+    """
     weights = config.data.weights
     if weights and (len(weights) != len(sources) or min(weights) < 0 or not sum(weights)):
         raise ConfigError(
             f"--weights needs one number ≥ 0 per source: there are {len(sources)} sources, {len(weights)} weights"
         )
-    lengths = [Lengths(samples, built.composer) for samples in sources]
-    bad = [pair for source in lengths for pair in source.bad]
-    if config.data.on_bad_sample == "error" and bad:
-        raise DataError(bad[0][1])
-    return Plan(lengths, weights, config.batch, config.run.seed)
+    streams = [spec for spec, source in zip(config.data.data, sources, strict=True) if isinstance(source, Stream)]
+    if not streams:
+        return []
+    if not config.optim.steps:
+        raise ConfigError(f"data '{streams[0]}' is a stream, of which nobody knows when it ends: say --steps")
+    if len(sources) > 1 and not weights:
+        raise ConfigError(
+            f"data '{streams[0]}' is a stream: say how often it is seen beside the others, with --weights"
+        )
+    return shares(weights or [1.0], config.data.stream_block)
+
+
+def _feed(
+    config: RunConfig, built: Built, sources: Sequence[Sequence[Sample] | Stream], quotas: Sequence[int]
+) -> tuple[Rows, Feed]:
+    """The rows of the data, or of the first block of it, and what training is fed from.
+
+    Raises:
+        DataError: there is nothing to train on; or something is that cannot be, and that is to be an error.
+    """
+    composer, batch, seed, augment = built.composer, config.batch, config.run.seed, config.data.augment
+    feed: Feed
+    if quotas:
+        feed = blocks = Blocks(sources, quotas, composer, batch, seed, augment)
+        rows = blocks.block(0).rows
+    else:
+        lists = [source for source in sources if not isinstance(source, Stream)]
+        plan = Plan([Lengths(samples, composer) for samples in lists], config.data.weights, batch, seed)
+        feed = rows = Rows(lists, plan, composer, seed, augment)
+    if config.data.on_bad_sample == "error" and feed.unusable:
+        raise DataError(feed.unusable[0][1])
+    return rows, feed
 
 
 def held_out(run: Run) -> HeldOut | None:
@@ -87,8 +128,10 @@ def _steps(plan: Plan, epochs: float) -> int:
     return max(1, sum(plan.steps(e) for e in range(whole)) + (round(part * plan.steps(whole)) if part else 0))
 
 
-def _texts(sources: Sequence[Sequence[Sample]]) -> Iterator[str]:
-    for samples in sources:
+def _texts(sources: Sequence[Sequence[Sample] | Stream], quotas: Sequence[int]) -> Iterator[str]:
+    """What a vocabulary is learned from: all texts, of a stream those of the first block."""
+    for number, source in enumerate(sources):
+        samples = source.read(None, quotas[number]).samples if isinstance(source, Stream) else source
         for index in range(len(samples)):
             for turn in samples[index].turns:
                 yield from (part for part in turn.content if isinstance(part, str))

@@ -101,7 +101,7 @@ class QuantizedLinear(nn.Linear):
         nn.Module.__init__(self)  # not that of nn.Linear, which allocates a weight
         self.in_features, self.out_features, self.scheme = layer.in_features, layer.out_features, scheme
         home = layer.weight.device
-        codes, scales = scheme.pack(layer.weight.detach().to(device, torch.float32))
+        codes, scales = scheme.pack(_values(layer.weight, device))
         self.codes = nn.Parameter(codes.to(home), requires_grad=False)
         bits = scales.to(home, torch.float32).view(torch.int32)  # FSDP2 casts what is a float to bf16
         self.scales = nn.Parameter(bits, requires_grad=False)
@@ -120,6 +120,11 @@ class QuantizedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         product: Tensor = _Product.apply(input, self.restore, self.codes, self.scales)
         return product if self.bias is None else product + self.bias
+
+
+def _values(weight: Tensor, device: torch.device) -> Tensor:
+    """A weight in fp32; zeros for one without memory, which will be given the codes of another process's."""
+    return torch.zeros(weight.shape, device=device) if weight.is_meta else weight.detach().to(device, torch.float32)
 
 
 class _Product(torch.autograd.Function):

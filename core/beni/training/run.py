@@ -14,7 +14,6 @@ import torch
 from beni import report
 from beni.config import RunConfig
 from beni.data.loader import batches, worker_deaths_told
-from beni.data.plan import Lengths
 from beni.data.spec import judged
 from beni.errors import Stopped
 from beni.eval.held_out import HeldOut
@@ -88,7 +87,8 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         "failed_checkpoints": fitted.unsaved,
         **fitted.validated,
         **fitted.totals.summary(),
-        **_unusable(run.rows.plan.lengths),
+        "unusable_samples": len(run.feed.unusable),
+        "unusable": [{"id": name, "reason": why} for name, why in run.feed.unusable[:1000]],
         "parameters": _parameters(run.table),
         "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
         "processes": procs.world,
@@ -122,9 +122,8 @@ def _fit(run: Run, resumed_from: Path | None) -> Fitted:
         _record(run)
     workers: list[BaseProcess] = []
     steps = batches(
-        run.rows,
-        position.epoch,
-        position.step_in_epoch,
+        run.feed,
+        position.place,
         run.total - position.steps,
         config.data.workers,
         procs.rank,
@@ -205,10 +204,13 @@ def _print_table(run: Run) -> None:
 def _print_sources(run: Run) -> None:
     """What each source is trained with."""
     data, rows = run.config.data, run.rows
-    for spec, samples, lengths in zip(data.data, rows.sources, rows.plan.lengths, strict=True):
-        first = samples[0]
+    for spec, source, lengths in zip(data.data, rows.sources, rows.plan.lengths, strict=True):
+        if not len(source):
+            continue  # a stream of weight 0
+        first = source[0]
         template = first.template or data.template or "of the LLM"
-        print(f"data {spec}: {len(lengths.usable):,} samples, template {template}, loss weight {first.loss_weight:g}")
+        samples = f"{len(lengths.usable):,} samples{' of each block' if run.rows is not run.feed else ''}"
+        print(f"data {spec}: {samples}, template {template}, loss weight {first.loss_weight:g}")
 
 
 def _record(run: Run) -> None:
@@ -246,21 +248,17 @@ def _parameters(table: Sequence[freeze.FreezeRow]) -> dict[str, Any]:
     }
 
 
-def _unusable(lengths: Sequence[Lengths]) -> dict[str, Any]:
-    listed = [{"id": name, "reason": why} for source in lengths for name, why in source.bad]
-    return {"unusable_samples": len(listed), "unusable": listed[:1000]}
-
-
 def _dry_run(run: Run) -> dict[str, Any]:
     """Print what would happen, and write `sample.html`."""
-    config, plan = run.config, run.rows.plan
-    batch = run.rows[(0, 0, 0)]
+    config, rows, plan = run.config, run.rows, run.rows.plan
+    batch = rows[(0, 0, 0)]
     stats, samples = batch.stats, sum(len(source.usable) for source in plan.lengths)
     _print_table(run)
     _print_sources(run)
     print(report.show_batch(batch, run.built.tokenizer, run.built.composer.image_token))
     print(
-        f"plan: {run.total} steps, {plan.steps(0)} per epoch of {samples:,} samples, order {config.batch.order}; a "
+        f"plan: {run.total} steps, {plan.steps(0)} per {'epoch' if rows is run.feed else 'block'} of {samples:,} "
+        f"samples, order {config.batch.order}; a "
         f"step is {config.batch.rows} x {config.batch.row_tokens} tokens at most; the first row has {stats.samples} "
         f"samples, {stats.tokens} tokens, {stats.targets} targets, {stats.images} images"
     )

@@ -4,25 +4,23 @@ Rows hold either a conversation (a column of {role | from, content | value} turn
 stand in a column of one image or of a list. Which columns these are is told by options or by their usual names.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 
 from beni.config import PartConfig
+from beni.data.conversation import USUAL, exchange, show, turns_of, usual, words
 from beni.errors import DataError, first_line
-from beni.interfaces import Source
-from beni.sample import IMAGE_MARK, ROLES, ImageRef, Sample, Turn, image_ref, split_marks
+from beni.interfaces import Reading, Source, Stream
+from beni.sample import ImageRef, Sample, image_ref
 
-USUAL = {
-    "image": ("images", "image", "img"),
-    "question": ("question", "query", "instruction", "prompt", "problem"),
-    "answer": ("answer", "answers", "label", "response", "output", "caption", "text"),
-    "talk": ("messages", "conversations", "texts", "conversation"),
-}
-"""Column names that are recognised, first match wins."""
+FAULTS = (ValueError, OSError, datasets.exceptions.DatasetsError)
+"""What `datasets` raises for files that it cannot read."""
 LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 ENDS = {".parquet": b"PAR1", ".arrow": b"ARROW1"}
@@ -45,6 +43,8 @@ class HfDatasetConfig(PartConfig):
     """Column of the answer; the first of several answers is taken."""
     talk: str = ""
     """Column of a whole conversation, instead of question and answer."""
+    streaming: bool = False
+    """Read rows in order while training goes on, instead of fetching all of them first."""
 
 
 class HfDataset(Source):
@@ -53,35 +53,47 @@ class HfDataset(Source):
     beni_api = 1
     Config = HfDatasetConfig
 
-    def split(self, name: str) -> "Rows | None":
+    def split(self, name: str) -> "Rows | RowStream | None":
         if not self.config.path:
             raise DataError("hf needs a dataset: write hf:ID, hf:FOLDER or hf:FILE")
+        path = Path(self.config.path)
         for known_as in {"val": ("val", "validation")}.get(name, (name,)):
-            table = self._load(known_as)
+            try:
+                table = self._load(path, known_as)
+            except FAULTS as error:
+                if str(error).startswith("Unknown split"):
+                    continue
+                raise DataError(f"hf:{self.config.path} cannot be read: {_why(path, error)}") from error
             if table is not None:
-                return Rows(table, self.config)
+                return (RowStream if self.config.streaming else Rows)(table, self.config)
         return None
 
-    def _load(self, split: str) -> datasets.Dataset | None:
-        path = Path(self.config.path)
-        try:
-            if path.suffix in LOADERS and path.is_file():
-                if split != "train":
-                    return None
-                if not path.stat().st_size:
-                    raise DataError(f"hf:{path} is an empty file")
-                return datasets.load_dataset(LOADERS[path.suffix], data_files=str(path), split="train")
-            return datasets.load_dataset(self.config.path, self.config.config or None, split=split)
-        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-            if str(error).startswith("Unknown split"):
+    def _load(self, path: Path, split: str) -> Any:
+        if path.suffix in LOADERS and path.is_file():
+            if split != "train":
                 return None
-            raise DataError(f"hf:{self.config.path} cannot be read: {_why(path, error)}") from error
+            if not path.stat().st_size:
+                raise DataError(f"hf:{path} is an empty file")
+            source: dict[str, Any] = {"path": LOADERS[path.suffix], "data_files": str(path)}
+        else:
+            source = {"path": self.config.path, "name": self.config.config or None}
+        if self.config.streaming:
+            return datasets.load_dataset(**source, streaming=True).get(split)
+        return datasets.load_dataset(**source, split=split)
 
 
-class Rows(Sequence[Sample]):
-    """The rows of a table, each made a sample, and checked, when it is asked for."""
+class RowReader:
+    """Makes samples of the rows of a table.
 
-    def __init__(self, table: datasets.Dataset, config: HfDatasetConfig) -> None:
+    Args:
+        table: of `datasets`, as a whole or as a stream.
+        config: says which columns hold what.
+
+    Raises:
+        DataError: there are no such columns.
+    """
+
+    def __init__(self, table: Any, config: HfDatasetConfig) -> None:
         self.config = config
         self.columns = {kind: _column(table, kind, getattr(config, kind)) for kind in USUAL}
         if not self.columns["talk"] and not (self.columns["question"] and self.columns["answer"]):
@@ -89,57 +101,90 @@ class Rows(Sequence[Sample]):
                 f"hf:{config.path} has columns {', '.join(table.column_names)}: say which hold the question and the "
                 f"answer (?question=…&answer=…), or the conversation (?talk=…)"
             )
-        if self.columns["image"]:
-            table = _undecoded(table, self.columns["image"])
+        self.table = _undecoded(table, self.columns["image"]) if self.columns["image"] else table
         path = Path(config.path)
         self.root = path.parent if path.is_file() else path if path.is_dir() else None
-        self.table = table
+
+    def sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        """A row, checked.
+
+        Raises:
+            DataError: no sample can be made of it.
+        """
+        where = f"hf:{self.config.path}, row {index}"
+        shown = row[self.columns["image"]] if self.columns["image"] else None
+        shown = [image for image in (shown if isinstance(shown, list) else [shown]) if image]
+        refs = tuple(_ref(image, self.root, where) for image in shown)
+        if self.columns["talk"]:
+            turns = turns_of(row[self.columns["talk"]], where)
+        else:
+            turns = exchange(self._words(row, "question", where), self._words(row, "answer", where))
+        name = row.get("id")
+        return Sample(str(index if name is None else name), show(turns, len(refs), where), refs)
+
+    def _words(self, row: Mapping[str, Any], kind: str, where: str) -> str:
+        """A cell as text: the first of several, the name of a class label."""
+        column = self.columns[kind]
+        feature = (self.table.features or {}).get(column)  # of some streams they are not known
+        if isinstance(feature, datasets.ClassLabel) and isinstance(row[column], int):
+            return feature.int2str(row[column])
+        return words(row[column], f"{kind} (column '{column}')", where)
+
+
+class Rows(RowReader, Sequence[Sample]):
+    """The rows of a table, each made a sample, and checked, when it is asked for."""
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        row = self.table[index]
-        where = f"hf:{self.config.path}, row {index}"
-        shown = row[self.columns["image"]] if self.columns["image"] else None
-        shown = [image for image in (shown if isinstance(shown, list) else [shown]) if image]
-        refs = tuple(_ref(image, self.root, where) for image in shown)
-        turns = _conversation(row[self.columns["talk"]], where) if self.columns["talk"] else self._question(row, where)
-        marks = sum(isinstance(part, int) for turn in turns for part in turn.content)
-        if not marks and refs:  # a question that does not say where its images stand: in front of it
-            first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
-            if first is None:
-                raise DataError(f"{where} has images but no turn of the user to show them in")
-            turns[first] = Turn("user", (*range(len(refs)), "\n", *turns[first].content))
-        elif marks != len(refs):
-            raise DataError(f"{where} has {marks} <image> marks but {len(refs)} images")
-        name = row.get("id")
-        return Sample(str(index if name is None else name), tuple(turns), refs)
-
-    def _question(self, row: Mapping[str, Any], where: str) -> list[Turn]:
-        question, answer = (self._words(row, kind, where) for kind in ("question", "answer"))
-        return [Turn("user", split_marks(question)), Turn("assistant", (answer,))]
-
-    def _words(self, row: Mapping[str, Any], kind: str, where: str) -> str:
-        """A cell as text: the first of several, the name of a class label."""
-        column = self.columns[kind]
-        value = row[column]
-        value = value[0] if isinstance(value, list) and value else value
-        feature = self.table.features[column]
-        if isinstance(feature, datasets.ClassLabel) and isinstance(value, int):
-            return feature.int2str(value)
-        if not isinstance(value, (str, int, float)):
-            raise DataError(f"{where}: the {kind} (column '{column}') is {value!r}, not a text or a number")
-        return str(value)
+        return self.sample(self.table[index], index)
 
 
-def _column(table: datasets.Dataset, kind: str, wanted: str) -> str:
+class RowStream(RowReader, Stream):
+    """The rows of a table in order.
+
+    A position is {row: how many there are before it, state: what `datasets` needs to go on there}.
+    """
+
+    def __init__(self, table: Any, config: HfDatasetConfig) -> None:
+        super().__init__(table, config)
+        self.start = self.table.state_dict()
+        self.open: tuple[int, Any, Iterator[Any]] | None = None
+        """The process that reads, the position that it has reached, and the rows behind it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"open": None}
+
+    def read(self, position: Any, count: int) -> Reading:
+        position = position or {"row": 0, "state": self.start}
+        row = position["row"]
+        if self.open is None or self.open[:2] != (os.getpid(), position):  # a fork shares open files with its parent
+            self.table.load_state_dict(position["state"])
+            self.open = (os.getpid(), position, iter(self.table))
+        try:
+            rows = list(islice(self.open[2], count))
+        except FAULTS as error:
+            where = f"hf:{self.config.path} cannot be read behind row {row:,}"
+            raise DataError(f"{where}: {_why(Path(self.config.path), error)}") from error
+        position = {"row": row + len(rows), "state": self.table.state_dict()}
+        self.open = (os.getpid(), position, self.open[2])
+        return Reading([self._sample(each, number) for number, each in enumerate(rows, start=row)], position)
+
+    def _sample(self, row: Mapping[str, Any], index: int) -> Sample:
+        try:
+            return self.sample(row, index)
+        except DataError as error:
+            return Sample.unusable(str(index), str(error))
+
+
+def _column(table: Any, kind: str, wanted: str) -> str:
     if wanted and wanted not in table.column_names:
         raise DataError(f"the dataset has no column '{wanted}' for the {kind}; it has {', '.join(table.column_names)}")
-    return wanted or next((name for name in USUAL[kind] if name in table.column_names), "")
+    return wanted or usual(kind, table.column_names)
 
 
-def _undecoded(table: datasets.Dataset, column: str) -> datasets.Dataset:
+def _undecoded(table: Any, column: str) -> Any:
     """Images as bytes or paths: they are decoded by the workers, like everybody's."""
     feature = table.features[column]
     plain = datasets.Image(decode=False)
@@ -158,40 +203,6 @@ def _ref(image: Any, root: Path | None, where: str) -> ImageRef:
     if isinstance(image, str):
         return image_ref(image, root)
     raise DataError(f"{where}: an image is a {type(image).__name__}, expected bytes, a path or a URL")
-
-
-def _conversation(talk: Any, where: str) -> list[Turn]:
-    if not isinstance(talk, list) or not talk:
-        raise DataError(f"{where}: the conversation is {talk!r}, not a list of turns")
-    turns: list[Turn] = []
-    placed = 0
-    for said in talk:
-        for role, content in _said(said):
-            text = content if isinstance(content, str) else _flatten(content)
-            if role not in ROLES or text is None:
-                raise DataError(
-                    f"{where}: turn {len(turns)} is not {{role, content}}, {{from, value}} or {{user, assistant}}"
-                )
-            parts = split_marks(text, placed)
-            placed += sum(isinstance(part, int) for part in parts)
-            turns.append(Turn(ROLES[role], parts))
-    return turns
-
-
-def _said(entry: Any) -> list[tuple[Any, Any]]:
-    """(role, content) of an entry of a conversation; two of them where it holds a question and its answer."""
-    if not isinstance(entry, Mapping):
-        return [(None, None)]
-    if entry.get("user") is not None:
-        return [("user", entry["user"]), ("assistant", entry.get("assistant"))]
-    return [(entry.get("role") or entry.get("from"), entry["content"] if "content" in entry else entry.get("value"))]
-
-
-def _flatten(content: Any) -> str | None:
-    """A content list of {type: text | image} entries as text with marks; None if it is not one."""
-    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
-        return None
-    return "".join(IMAGE_MARK if part.get("type") == "image" else str(part.get("text") or "") for part in content)
 
 
 def _why(path: Path, error: BaseException) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from beni.config import PartConfig
+from beni.data.conversation import check_answers, marks, turns_of
 from beni.data.files import read_json, read_jsonl
 from beni.errors import DataError
 from beni.interfaces import Source
-from beni.sample import ROLES, Sample, Turn, image_ref, split_marks
+from beni.sample import Sample, image_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,31 +66,19 @@ def _sample(item: Any, number: int, path: Path, root: Path) -> Sample:
         DataError: says which file and item, and what is wrong with it.
     """
 
-    def wrong(what: str) -> DataError:
-        name = f" (id '{item['id']}')" if isinstance(item, dict) and "id" in item else ""
-        return DataError(f"{path}, item {number}{name}: {what}")
-
+    name = f" (id '{item['id']}')" if isinstance(item, dict) and "id" in item else ""
+    where = f"{path}, item {number}{name}"
     if not isinstance(item, dict):
-        raise wrong(f"is a {type(item).__name__}, not an object with 'conversations'")
+        raise DataError(f"{where}: is a {type(item).__name__}, not an object with 'conversations'")
     talk = item.get("conversations")
     if not isinstance(talk, list) or not talk:
-        raise wrong("has no 'conversations', a list of {from, value}")
+        raise DataError(f"{where}: has no 'conversations', a list of {{from, value}}")
     images = item.get("image")
     images = [images] if isinstance(images, str) else images or []
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
-        raise wrong("'image' is neither a path nor a list of paths")
-    turns: list[Turn] = []
-    placed = 0
-    for position, said in enumerate(talk):
-        if not isinstance(said, dict) or not isinstance(said.get("value"), str) or said.get("from") not in ROLES:
-            raise wrong(f"turn {position} is not {{from: human or gpt, value: text}}")
-        content = split_marks(said["value"], placed)
-        placed += sum(isinstance(part, int) for part in content)
-        turns.append(Turn(ROLES[said["from"]], content))
-        if turns[-1].role == "assistant" and any(isinstance(part, int) for part in content):
-            raise wrong(f"turn {position} is an answer with an <image> mark; images belong to what the human says")
-    if placed != len(images):
-        raise wrong(f"has {placed} <image> marks but {len(images)} images")
-    if turns[-1].role != "assistant":
-        raise wrong("ends without an answer (its last turn is not from gpt)")
+        raise DataError(f"{where}: 'image' is neither a path nor a list of paths")
+    turns = turns_of(talk, where)
+    check_answers(turns, where)
+    if marks(turns) != len(images):
+        raise DataError(f"{where}: has {marks(turns)} <image> marks but {len(images)} images")
     return Sample(str(item.get("id", number)), tuple(turns), tuple(image_ref(image, root) for image in images))

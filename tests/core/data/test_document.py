@@ -80,6 +80,8 @@ def test_bad_samples_are_refused_by_id(picture: MakePicture) -> None:
     with pytest.raises(DataError, match="sample 'c' is 15 tokens long, a row holds 14"):
         composer(max_tokens=14).compose(vqa_sample("c", picture(), "what?", "cat"))
     assert composer(max_tokens=15).compose(vqa_sample("c", picture(), "what?", "cat"))
+    with pytest.raises(DataError, match=r"^sample 'd': a\.tar: d\.json is not JSON$"):
+        composer().compose(Sample.unusable("d", "a.tar: d.json is not JSON"))
 
 
 def test_samples_place_every_image_once(picture: MakePicture) -> None:

@@ -11,7 +11,7 @@ from beni.data.batch import PackedBatch
 from beni.data.document import Composer
 from beni.data.loader import Rows, batches
 from beni.data.order import ORDERS
-from beni.data.plan import Lengths, Plan
+from beni.data.plan import Lengths, Place, Plan
 from beni.data.spec import judged, training
 from beni.options import BatchConfig
 from beni.sample import Sample, Turn, vqa_sample
@@ -51,16 +51,16 @@ def equal(a: PackedBatch, b: PackedBatch) -> bool:
 def test_workers_processes_and_a_later_start_change_nothing(samples: list[Sample], order: str) -> None:
     rows = rows_of(samples, order)
     steps = rows.plan.steps(0) + 2
-    walked = list(batches(rows, 0, 0, steps, workers=0))
+    walked = list(batches(rows, Place(), steps, workers=0))
     for workers in (1, 2):
-        loaded = list(batches(rows, 0, 0, steps, workers))
-        assert [at[:2] for at in loaded] == [at[:2] for at in walked]
-        assert all(equal(a, b) for x, y in zip(walked, loaded, strict=True) for a, b in zip(x[2], y[2], strict=True))
-    shares = [list(batches(rows, 0, 0, steps, workers=0, rank=rank, world=2)) for rank in (0, 1)]
+        loaded = list(batches(rows, Place(), steps, workers))
+        assert [place for place, _ in loaded] == [place for place, _ in walked]
+        assert all(equal(a, b) for x, y in zip(walked, loaded, strict=True) for a, b in zip(x[1], y[1], strict=True))
+    shares = [list(batches(rows, Place(), steps, workers=0, rank=rank, world=2)) for rank in (0, 1)]
     for step, (whole, one, other) in enumerate(zip(walked, *shares, strict=True)):
-        assert equal(whole[2][0], one[2][0]) and equal(whole[2][1], other[2][0]), step
-    for (*at, _), (*_, following) in pairwise(walked):
-        [(*_, sought)] = batches(rows_of(samples, order), at[0], at[1], 1, workers=0)
+        assert equal(whole[1][0], one[1][0]) and equal(whole[1][1], other[1][0]), step
+    for (place, _), (_, following) in pairwise(walked):
+        [(_, sought)] = batches(rows_of(samples, order), place, 1, workers=0)
         assert all(equal(a, b) for a, b in zip(following, sought, strict=True))
 
 
@@ -95,7 +95,8 @@ def test_sources_of_a_mixture_have_templates_and_weights_of_their_own(tmp_path: 
     make, sources = composer(template="vicuna"), training(specs)
     plan = Plan([Lengths(samples, make) for samples in sources], (), BatchConfig(row_tokens=500), 0)
     [row] = plan.rows(0)
-    assert texts_of(Rows(sources, plan, make).pack(row, 0), make) == {
+    rows = Rows(sources, plan, make)  # type: ignore[arg-type]
+    assert texts_of(rows.pack(rows.trees(row), 0), make) == {
         "<s><image>\n[a red thing</s>]": 0.25,
         "<s>USER: <image>\nwhat? ASSISTANT: [blue</s>]": 1,
         "(user)<image>\nwhat?[(assistant)blue</s>]": 1,

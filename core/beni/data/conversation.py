@@ -1,0 +1,118 @@
+"""Conversations as data files write them, to turns: who says what, and where the images stand.
+
+What is wrong is said behind `where`, which names the file and the item.
+"""
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+from beni.errors import DataError
+from beni.sample import IMAGE_MARK, ROLES, Turn, split_marks
+
+USUAL = {
+    "image": ("images", "image", "img"),
+    "question": ("question", "query", "instruction", "prompt", "problem"),
+    "answer": ("answer", "answers", "label", "response", "output", "caption", "text"),
+    "talk": ("messages", "conversations", "texts", "conversation"),
+}
+"""Names of columns and fields that are recognised, first match wins."""
+
+
+def usual(kind: str, names: Container[str]) -> str:
+    """The first of the usual names that is among these; empty if none is."""
+    return next((name for name in USUAL[kind] if name in names), "")
+
+
+def turns_of(talk: Any, where: str) -> list[Turn]:
+    """A list of {role, content}, {from, value} or {user, assistant} as turns that place images 0, 1, … by their marks.
+
+    Raises:
+        DataError: it is something else, or empty.
+    """
+    if not isinstance(talk, list) or not talk:
+        raise DataError(f"{where}: the conversation is {talk!r}, not a list of turns")
+    turns: list[Turn] = []
+    placed = 0
+    for said in talk:
+        for role, content in _said(said):
+            text = content if isinstance(content, str) else _flatten(content)
+            if role not in ROLES or text is None:
+                raise DataError(
+                    f"{where}: turn {len(turns)} is not {{role, content}}, {{from, value}} or {{user, assistant}}"
+                )
+            parts = split_marks(text, placed)
+            placed += sum(isinstance(part, int) for part in parts)
+            turns.append(Turn(ROLES[role], parts))
+    return turns
+
+
+def exchange(question: str, answer: str) -> list[Turn]:
+    """A question, whose marks place images 0, 1, …, and its answer, which is text alone."""
+    return [Turn.user(question), Turn("assistant", (answer,))]
+
+
+def words(value: Any, what: str, where: str) -> str:
+    """A text or a number as text; of several the first.
+
+    Raises:
+        DataError: it is something else.
+    """
+    value = value[0] if isinstance(value, list) and value else value
+    if not isinstance(value, (str, int, float)):
+        raise DataError(f"{where}: the {what} is {value!r}, not a text or a number")
+    return str(value)
+
+
+def show(turns: Sequence[Turn], images: int, where: str) -> tuple[Turn, ...]:
+    """Turns that place so many images; those of a conversation without any mark stand in front of its first question.
+
+    Raises:
+        DataError: there are other numbers of marks and of images, or no question.
+    """
+    placed = marks(turns)
+    if placed == images:
+        return tuple(turns)
+    if placed:
+        raise DataError(f"{where}: has {placed} {IMAGE_MARK} marks but {images} images")
+    first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        raise DataError(f"{where}: has images but no turn of the user to show them in")
+    said = turns[first].content
+    shown = Turn("user", (*range(images), "\n", *said) if said else tuple(range(images)))
+    return (*turns[:first], shown, *turns[first + 1 :])
+
+
+def marks(turns: Sequence[Turn]) -> int:
+    """How many images turns place."""
+    return sum(isinstance(part, int) for turn in turns for part in turn.content)
+
+
+def check_answers(turns: Sequence[Turn], where: str) -> None:
+    """Refuse what cannot be trained.
+
+    Raises:
+        DataError: an answer with an image in it, or no answer at the end.
+    """
+    for position, turn in enumerate(turns):
+        if turn.role == "assistant" and any(isinstance(part, int) for part in turn.content):
+            raise DataError(
+                f"{where}: turn {position} is an answer with an {IMAGE_MARK} mark; images belong to what the human says"
+            )
+    if turns[-1].role != "assistant":
+        raise DataError(f"{where}: ends without an answer (its last turn is of the {turns[-1].role})")
+
+
+def _said(entry: Any) -> list[tuple[Any, Any]]:
+    """(role, content) of an entry of a conversation; two of them where it holds a question and its answer."""
+    if not isinstance(entry, Mapping):
+        return [(None, None)]
+    if entry.get("user") is not None:
+        return [("user", entry["user"]), ("assistant", entry.get("assistant"))]
+    return [(entry.get("role") or entry.get("from"), entry["content"] if "content" in entry else entry.get("value"))]
+
+
+def _flatten(content: Any) -> str | None:
+    """A content list of {type: text | image} entries as text with marks; None if it is not one."""
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        return None
+    return "".join(IMAGE_MARK if part.get("type") == "image" else str(part.get("text") or "") for part in content)
