@@ -117,7 +117,12 @@ def _compare(fusion: str, kind: Any, every: int) -> None:
 
 @pytest.mark.parametrize(
     ("fusion", "kind", "every"),
-    [("inline", "none", 1), ("xattn", "full", 1), ("sva", "selective", 1), ("deepstack", "full", 2)],
+    [
+        ("inline", "none", 1),
+        ("xattn", "full", 1),
+        pytest.param("sva", "selective", 1, marks=pytest.mark.slow),
+        pytest.param("deepstack", "full", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_are_those_of_eager_blocks_and_rows_of_any_shape_share_graphs(
     fusion: str, kind: str, every: int

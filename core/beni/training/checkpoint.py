@@ -5,8 +5,7 @@ written is in `saving`, how it is found and verified in `committed`.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,9 @@ from beni.data.plan import Place
 from beni.errors import CheckpointError
 from beni.processes import Processes
 from beni.training.committed import verify
+
+# One process without a group is what is asked for. Told once and for all: checkpoints are written by threads, too.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,8 @@ class Facts:
         if len(self.computed) < 2:
             return ""
         before, now = self.computed[-2:]
-        names = [name for name in now if name != "from_step" and now[name] != before.get(name)]
-        return ", ".join(f"{now[name]} {name} instead of {before.get(name)}" for name in names)
+        names = [name for name in now if name != "from_step" and name in before and now[name] != before[name]]
+        return ", ".join(f"{now[name]} {name} instead of {before[name]}" for name in names)
 
 
 def load(
@@ -102,8 +104,7 @@ def load(
     tensors = held(model, optimizer, processes)
     if _rng(processes) not in dcp.FileSystemReader(path).read_metadata().state_dict_metadata:
         del tensors[_rng(processes)]  # there are more processes than before
-    with quiet():
-        dcp.load(tensors, checkpoint_id=path, no_dist=processes.world == 1)
+    dcp.load(tensors, checkpoint_id=path, no_dist=processes.world == 1)
     set_state_dict(
         model,
         optimizer,
@@ -127,14 +128,6 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processe
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     trained = {name: value for name, value in model_state.items() if name not in frozen}
     return {"model": trained, "optimizer": optimizer_state, _rng(processes): _generator(processes).get_state()}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """One process without a process group is what we ask for; torch warns that it looks like a mistake."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
 
 
 def _generator(processes: Processes) -> torch.Generator:

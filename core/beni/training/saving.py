@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from beni.errors import LostRank, NotWritten, first_line
 from beni.processes import Processes
-from beni.training.checkpoint import Facts, Position, held, quiet
+from beni.training.checkpoint import Facts, Position, held
 from beni.training.committed import BEST, LATEST, STATE, checksum, latest, named, steps_of
 from beni.weights import sha256
 
@@ -77,8 +77,7 @@ class Saver:
             self.pending = Future()
             self.pending.set_result(reason)
             return
-        with quiet():
-            state = held(self.model, self.optimizer, self.processes)
+        state = held(self.model, self.optimizer, self.processes)
         text = {"position": asdict(position), "facts": asdict(facts)}
         if self.stager is not None:
             copy: Any = self.stager.stage(state)
@@ -140,9 +139,8 @@ class Saver:
 
     def _write(self, state: dict[str, Any], text: dict[str, Any], best: float | None) -> str:
         """Write this process's share; torch waits for all of them, and the main process commits."""
-        with quiet():
-            alone = self.processes.world == 1
-            dcp.save(state, checkpoint_id=self._draft, process_group=self.group, no_dist=alone)
+        alone = self.processes.world == 1
+        dcp.save(state, checkpoint_id=self._draft, process_group=self.group, no_dist=alone)
         if self.processes.is_main:
             self._commit(text, best)
         return ""
