@@ -70,7 +70,7 @@ def train_whole_and_in_parts(step: int, folder: Path, changes: dict[str, Any]) -
     train(small_run(folder / "whole", **changes))
     stopped = small_run(folder / "part", run={"checkpoint_every": 2}, **changes)
     with pytest.raises(KeyboardInterrupt):
-        _stop_after(step, stopped)
+        stop_after(step, stopped)
     train(small_run(folder / "part", run={"checkpoint_every": 2, "resume": "auto"}, **changes))
     assert same_bits(weights(folder / "whole"), weights(folder / "part"))
 
@@ -84,7 +84,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, fusion: str) -> N
     assert losses[0] == losses[1]
 
 
-def _stop_after(steps: int, config: object) -> None:
+def stop_after(steps: int, config: object) -> None:
     """Run until a step has been logged, then stop as Ctrl-C would."""
     from beni.training import metrics
 

@@ -14,7 +14,7 @@ from beni.testing.launch import run_ranks
 from beni.training.run import train
 from tests.plugins.sources.test_hf import png
 from tests.training.small import SHAPES, small_run
-from tests.training.test_run import train_whole_and_in_parts
+from tests.training.test_run import stop_after, train_whole_and_in_parts
 
 COLOURS = ("red", "blue", "green", "black", "white", "gray")
 
@@ -67,6 +67,17 @@ def test_two_processes_learn_from_a_mixture_what_one_does(tmp_path: Path, spec: 
     first, second = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_go_on_where_one_stopped(tmp_path: Path, spec: str) -> None:
+    tables = changes(spec)
+    train(small_run(tmp_path / "whole", **tables))
+    with pytest.raises(KeyboardInterrupt):
+        stop_after(9, small_run(tmp_path / "part", run={"checkpoint_every": 2}, **tables))
+    run_ranks(_train, 2, str(tmp_path / "part"), tables | {"run": {"out": str(tmp_path / "part"), "resume": "auto"}})
+    whole, part = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "part"))
+    for name in whole:
+        torch.testing.assert_close(part[name], whole[name], rtol=1e-4, atol=1e-5)
 
 
 def test_what_a_stream_needs_is_asked_for(tmp_path: Path, spec: str) -> None:
