@@ -225,9 +225,14 @@ class RunConfig:
         table = self.to_dict()
         table.pop("run")
         for group in ("data", "optim"):
-            table[group] = {name: value for name, value in table[group].items() if name not in UNTRAINED}
+            table[group] = {name: value for name, value in table[group].items() if _decides(name, value)}
         plain = json.loads(json.dumps([table, self.run.seed]), parse_int=float)  # 20 and 20.0 are the same option
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _decides(option: str, value: Any) -> bool:
+    """Whether an option of the data or the optimizer belongs to what identifies a run."""
+    return option not in UNTRAINED and (option not in ADDED or value != ADDED[option])
 
 
 SINGLE_KINDS = ("connector", "fusion", "view", "llm")
@@ -243,6 +248,8 @@ OPTION_GROUPS: dict[str, type] = {
 UNTRAINED = ("eval_data", "eval_limit", "eval_batch", "max_new_tokens", "workers", "skip_steps", "init")
 """Options of the data and the optimizer that change nothing in what has been learned; or, as where a run started,
 nothing in how it goes on from a checkpoint."""
+ADDED = {"stream_block": DataConfig().stream_block}
+"""Options that checkpoints of earlier versions do not know, and the values that change nothing for these."""
 RECORDED = ("loaded", "adapted", "quantized")
 """Tables of a run's config.json that say what happened, and decide nothing."""
 DEFAULT_PARTS = {"encoder": "tiny", "connector": "mlp", "fusion": "inline", "view": "single", "llm": "tiny"}

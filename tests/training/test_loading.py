@@ -1,6 +1,8 @@
 """One process loads; the others have no memory for weights until these are handed over, unit by unit."""
 
 import gc
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from beni.config import RunOptions
-from beni.errors import PluginError
+from beni.errors import BeniError, ConfigError, PluginError
+from beni.interfaces import Provenance
 from beni.model.build import build, hollow
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes, processes
@@ -19,6 +22,9 @@ from beni.training import freeze, parallel
 from beni.training.adapters import add_adapters
 from beni.training.loading import handed_over, load_once
 from beni.training.quantize import quantize
+from beni.training.run import train
+from beni_plugins.connectors.mlp import Mlp, MlpConfig
+from beni_plugins.llms.tiny import TinyLlama
 from tests.training.small import ENCODER, FUSIONS, small_run
 
 TEXTS = ["what is it? three cats"] * 3
@@ -137,7 +143,10 @@ def test_a_tensor_that_nobody_can_hand_over_is_named() -> None:
     with torch.device("meta"):
         model = Tied()
         model.inner.table = torch.ones(3)
-    with pytest.raises(PluginError, match=r"'inner\.table' \(Linear\) is a tensor that is neither a parameter nor"):
+    with pytest.raises(PluginError, match=r"'inner\.table' \(Linear\) is or holds a tensor that is neither a param"):
+        list(handed_over(model, [model], ALONE))
+    model.inner.table = {"rows": [model.inner.table]}
+    with pytest.raises(PluginError, match=r"'inner\.table' \(Linear\) is or holds"):
         list(handed_over(model, [model], ALONE))
 
 
@@ -152,10 +161,79 @@ def test_models_that_differ_are_told_apart_on_every_process() -> None:
     run_ranks(_build_unlike, 2)
 
 
+class Scaled(Mlp):
+    """Reads a number from its weights, of which nobody else knows."""
+
+    def __init__(self, config: Any, encoders: Any, out_width: int) -> None:
+        super().__init__(config, encoders, out_width)
+        self.factor = 1.0
+
+    def load_pretrained(self) -> Provenance | None:
+        self.factor = 3.0
+        return None
+
+
+def _fail_alike(out: str, changes: dict[str, Any], error: type[BeniError], match: str) -> None:
+    with pytest.raises(error, match=match):
+        train(small_run(Path(out), **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        (
+            {"connector": {"name": "tests.training.test_loading:Scaled"}},
+            PluginError,
+            r"process 1 built another model .*'connector\.factor' is 1\.0, on process 0 3\.0",
+        ),
+        ({"optim": {"init": "no/model"}}, ConfigError, "no/model"),
+        ({"llm": {"name": "tests.training.test_loading:Local"}}, PluginError, "its tokenizer or its conf.*local"),
+    ],
+)
+def test_what_is_wrong_is_told_by_every_process(
+    tmp_path: Path, changes: dict[str, Any], error: type[BeniError], match: str
+) -> None:
+    run_ranks(_fail_alike, 2, str(tmp_path / "run"), changes, error, match)
+
+
+class Local(TinyLlama):
+    """Its tokenizer holds what cannot leave the process."""
+
+    def tokenizer(self, texts: Any) -> Any:
+        made = super().tokenizer(texts)
+        made.note = lambda: None  # type: ignore[attr-defined]
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class TableConfig(MlpConfig):
+    table: str = ""
+    """A file that is read when the connector is built."""
+
+
+class Tabled(Mlp):
+    Config = TableConfig
+
+    def __init__(self, config: Any, encoders: Any, out_width: int) -> None:
+        super().__init__(config, encoders, out_width)
+        self.factor = float(Path(config.table).read_text())
+
+
+def _train(out: str, changes: dict[str, Any]) -> None:
+    train(small_run(Path(out), **changes))
+
+
+def test_files_that_a_part_is_built_from_are_found_by_every_process(tmp_path: Path) -> None:
+    (tmp_path / "table.txt").write_text("2")
+    part = {"name": "tests.training.test_loading:Tabled", "table": str(tmp_path / "table.txt")}
+    run_ranks(_train, 2, str(tmp_path / "run"), {"connector": part, "optim": {"steps": 1}})
+    assert json.loads((tmp_path / "run/model/config.json").read_text())["connector"]["table"] == "table.txt"
+
+
 def test_a_hollow_model_is_the_same_model_without_memory(tmp_path: Path) -> None:
     config = small_run(tmp_path, **FUSIONS["xattn"])
     built = build(config, TEXTS)
-    empty = hollow(built.model.config, built.tokenizer, config.batch.row_tokens, built.loaded)
+    empty = hollow(built.model.config, built.tokenizer, built.loaded, config.batch.row_tokens)
     wanted, found = (dict(each.model.named_parameters()) for each in (built, empty))
     assert {name: value.shape for name, value in wanted.items()} == {name: value.shape for name, value in found.items()}
     assert all(value.is_meta for value in found.values())

@@ -8,9 +8,10 @@ Every training process reads the whole stream, in a process of its own, and give
 workers; images are decoded there alone.
 """
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -20,7 +21,7 @@ from beni.data.batch import PackedBatch
 from beni.data.document import Composer
 from beni.data.loader import Feed, Rows, Trees, loader
 from beni.data.plan import Lengths, Place, Plan, cycled
-from beni.errors import DataError
+from beni.errors import BeniError, DataError
 from beni.interfaces import Stream
 from beni.sample import Sample
 
@@ -42,6 +43,18 @@ class Block:
     ends: tuple[Any, ...]
     bad: tuple[tuple[str, str], ...]
     """(id, reason) of samples of streams that cannot be trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a block has of a source."""
+
+    samples: Sequence[Sample]
+    lengths: Lengths
+    end: Any = None
+    """Position of a stream behind it."""
+    lapped: bool = False
+    """Whether a stream ended, and began again."""
 
 
 class Blocks(Feed):
@@ -72,6 +85,10 @@ class Blocks(Feed):
         self.quotas = list(quotas)
         self.batch = batch
         self.lengths = [None if isinstance(source, Stream) else Lengths(source, composer) for source in sources]
+        for lengths, quota in zip(self.lengths, quotas, strict=True):
+            if quota and lengths and not len(lengths.usable):
+                why = lengths.bad[0][1] if lengths.bad else "it is empty"
+                raise DataError(f"a source beside a stream has nothing to train on: {why}")
 
     @property
     def rows_per_step(self) -> int:
@@ -88,78 +105,97 @@ class Blocks(Feed):
         return [pair for lengths in self.lengths if lengths for pair in lengths.bad]
 
     def block(self, number: int, begins: Sequence[Any] = ()) -> Block:
-        """Read a block.
+        """Read a block; where nothing in it can be trained on, what comes behind that.
 
         Args:
             number: of the block, from 0.
             begins: where the streams stand; empty: at their beginning.
 
         Raises:
-            DataError: a stream is empty or cannot be read, or nothing in the block can be trained on.
+            DataError: a stream is empty or cannot be read, or nothing in it can be trained on.
         """
-        begins = tuple(begins) or (None,) * len(self.sources)
-        samples: list[Sequence[Sample]] = []
-        lengths: list[Lengths] = []
-        ends: list[Any] = []
+        begins = ends = tuple(begins) or (None,) * len(self.sources)
         bad: list[tuple[str, str]] = []
-        for index, (source, quota, begin) in enumerate(zip(self.sources, self.quotas, begins, strict=True)):
-            known = self.lengths[index]
-            if isinstance(source, Stream):
-                found, end = _read(source, begin, quota)
-                measured = Lengths(found, self.composer)
-                bad += measured.bad
-            else:
-                assert known is not None
-                chosen = cycled(known.usable, quota, number, (self.seed, index))
-                found, end = [source[at] for at in chosen], None
-                measured = known.of(chosen)
-            samples.append(found)
-            lengths.append(measured)
-            ends.append(end)
-        rows = Rows(samples, Plan(lengths, (), self.batch, self.seed), self.composer, self.seed, self.augment)
-        return Block(number, rows, begins, tuple(ends), tuple(bad))
+        while True:
+            parts = [self._part(index, number, position) for index, position in enumerate(ends)]
+            ends = tuple(part.end for part in parts)
+            bad += [
+                pair for part, known in zip(parts, self.lengths, strict=True) if not known for pair in part.lengths.bad
+            ]
+            if any(len(part.lengths.usable) for part in parts):
+                break
+            if any(part.lapped for part in parts):
+                raise DataError(f"a stream has nothing to train on, from its beginning to its end: {bad[0][1]}")
+        plan = Plan([part.lengths for part in parts], (), self.batch, self.seed)
+        rows = Rows([part.samples for part in parts], plan, self.composer, self.seed, self.augment)
+        return Block(number, rows, begins, ends, tuple(bad))
 
-    def walk(self, place: Place, rank: int, world: int, apart: bool) -> Iterator[tuple[Place, Sequence[Task]]]:
+    def _part(self, index: int, number: int, position: Any) -> _Part:
+        source, quota, known = self.sources[index], self.quotas[index], self.lengths[index]
+        if isinstance(source, Stream):
+            samples, end, lapped = _read(source, position, quota)
+            return _Part(samples, Lengths(samples, self.composer), end, lapped)
+        assert known is not None
+        chosen = cycled(known.usable, quota, number, (self.seed, index))
+        return _Part([source[at] for at in chosen], known.of(chosen))
+
+    def walk(
+        self, place: Place, steps: int, rank: int, world: int, apart: bool
+    ) -> Iterator[tuple[Place, Sequence[Task]]]:
         """From a place on; streams are read in another process, unless nothing is to be done apart.
 
         Raises:
             DataError: as `block`.
         """
-        for item in loader(_Steps(self, place, rank, world), int(apart), AHEAD):
-            if isinstance(item, DataError):
-                raise item
-            yield item
+        before = multiprocessing.active_children()
+        items = iter(loader(_Steps(self, place, steps, rank, world), int(apart), AHEAD))
+        reading = [process for process in multiprocessing.active_children() if process not in before]
+        try:
+            for item in items:
+                if isinstance(item, BeniError):
+                    raise item
+                yield item
+        finally:
+            del items  # torch asks the process to end, and waits for some seconds
+            for process in reading:
+                process.kill()  # which may wait for a network
+                process.join()
 
 
 class _Steps(IterableDataset[Any]):
     """What `Blocks.walk` yields; an error comes as the last item, because torch would hide what it says."""
 
-    def __init__(self, blocks: Blocks, place: Place, rank: int, world: int) -> None:
-        self.blocks, self.place, self.rank, self.world = blocks, place, rank, world
+    def __init__(self, blocks: Blocks, place: Place, steps: int, rank: int, world: int) -> None:
+        self.blocks, self.place, self.steps, self.rank, self.world = blocks, place, steps, rank, world
 
-    def __iter__(self) -> Iterator[tuple[Place, Sequence[Task]] | DataError]:
-        number, first, begins = self.place
+    def __iter__(self) -> Iterator[tuple[Place, Sequence[Task]] | BeniError]:
         try:
-            while True:
-                block = self.blocks.block(number, begins)
-                plan = block.rows.plan
-                for step in range(first, plan.steps(number)):
-                    told = ((),) if step else (block.bad,)
-                    rows = zip_longest(plan.step(number, step), told, fillvalue=())
-                    tasks = [(number, block.rows.trees(row), bad) for row, bad in rows]
-                    yield Place(number, step + 1, block.begins), tasks[self.rank :: self.world]
-                number, first, begins = number + 1, 0, block.ends
-        except DataError as error:
+            yield from islice(self._endless(), self.steps)
+        except BeniError as error:
             yield error
 
+    def _endless(self) -> Iterator[tuple[Place, Sequence[Task]]]:
+        number, first, begins = self.place
+        while True:
+            block = self.blocks.block(number, begins)
+            plan = block.rows.plan
+            for step in range(first, plan.steps(number)):
+                told = ((),) if step else (block.bad,)
+                rows = zip_longest(plan.step(number, step), told, fillvalue=())
+                tasks = [(number, block.rows.trees(row), bad) for row, bad in rows]
+                yield Place(number, step + 1, block.begins), tasks[self.rank :: self.world]
+            number, first, begins = number + 1, 0, block.ends
 
-def _read(stream: Stream, position: Any, count: int) -> tuple[list[Sample], Any]:
-    """The next samples of a stream without end: behind the last one comes the first one again."""
+
+def _read(stream: Stream, position: Any, count: int) -> tuple[list[Sample], Any, bool]:
+    """The next samples of a stream without end, where it is then, and whether it began again behind its last one."""
     samples: list[Sample] = []
+    lapped = False
     while missing := count - len(samples):
         reading = stream.read(position, missing)
         if not reading.samples and position is None:
             raise DataError("a stream holds nothing at all")
         samples += reading.samples
-        position = None if len(reading.samples) < missing else reading.position
-    return samples, position
+        ended = len(reading.samples) < missing
+        position, lapped = (None, True) if ended else (reading.position, lapped)
+    return samples, position, lapped

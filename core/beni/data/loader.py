@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice, pairwise
 from multiprocessing.connection import wait
@@ -21,7 +21,7 @@ from beni.data.augment import jitter
 from beni.data.batch import PackedBatch, Prepare, pack
 from beni.data.document import Composer
 from beni.data.plan import Place, Plan, Row
-from beni.errors import LostProcess
+from beni.errors import BeniError, LostProcess
 from beni.sample import Sample
 
 RowIndex = tuple[int, int, int]
@@ -58,11 +58,14 @@ class Feed(ABC):
         """(id, reason) of samples that are left out from the start."""
 
     @abstractmethod
-    def walk(self, place: Place, rank: int, world: int, apart: bool) -> Iterator[tuple[Place, Sequence[Any]]]:
+    def walk(
+        self, place: Place, steps: int, rank: int, world: int, apart: bool
+    ) -> Iterator[tuple[Place, Sequence[Any]]]:
         """From a place on: the place behind each step, and a task for every row of it that is this process's.
 
         Args:
             place: where to begin.
+            steps: how many.
             rank, world: this process takes rows rank, rank + world, … of each step.
             apart: whether it may have processes of its own.
         """
@@ -119,8 +122,10 @@ class Rows(Feed):
     def unusable(self) -> list[tuple[str, str]]:
         return [pair for source in self.plan.lengths for pair in source.bad]
 
-    def walk(self, place: Place, rank: int, world: int, apart: bool) -> Iterator[tuple[Place, Sequence[RowIndex]]]:
-        for at, behind in pairwise(self.plan.walk(place.epoch, place.step)):
+    def walk(
+        self, place: Place, steps: int, rank: int, world: int, apart: bool
+    ) -> Iterator[tuple[Place, Sequence[RowIndex]]]:
+        for at, behind in islice(pairwise(self.plan.walk(place.epoch, place.step)), steps):
             yield Place(*behind), [(*at, number) for number in range(rank, self.rows_per_step, world)]
 
 
@@ -132,7 +137,7 @@ def batches(
     rank: int = 0,
     world: int = 1,
     started: list[BaseProcess] | None = None,
-) -> Iterator[tuple[Place, list[PackedBatch]]]:
+) -> Generator[tuple[Place, list[PackedBatch]], None, None]:
     """One process's share of what is trained on, from a place on.
 
     Args:
@@ -145,13 +150,20 @@ def batches(
 
     Yields:
         The place *behind* the step, and the step's packed rows of this process.
+
+    Raises:
+        BeniError: of what cannot be read, behind all that can.
     """
     coming: deque[tuple[Place, int]] = deque()
+    failed: list[BeniError] = []
 
     def tasks() -> Iterator[Any]:
-        for behind, own in islice(feed.walk(place, rank, world, workers > 0), steps):
-            coming.append((behind, len(own)))
-            yield from own
+        try:
+            for behind, own in feed.walk(place, steps, rank, world, workers > 0):
+                coming.append((behind, len(own)))
+                yield from own
+        except BeniError as error:  # it is ahead of the rows that are used
+            failed.append(error)
 
     before = multiprocessing.active_children()
     rows = iter(loader(feed, workers, 2 * feed.rows_per_step // world, sampler=_Once(tasks)))
@@ -160,6 +172,8 @@ def batches(
     while first := list(islice(rows, 1)):
         behind, number = coming.popleft()
         yield behind, [*first, *islice(rows, number - 1)]
+    if failed:
+        raise failed[0]
 
 
 def loader(dataset: Any, workers: int, ahead: int, **options: Any) -> DataLoader[Any]:

@@ -1,11 +1,8 @@
 """From a run's configuration to a model with its weights, and to everything that must agree with it."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,20 +91,19 @@ def build(config: RunConfig, texts: Iterable[str] = ()) -> Built:
             loaded[name] = provenance
     if init:
         loaded |= start_from(model, init)
-    forget_paths(model.config)
     return Built(model, tokenizer, composer_of(model.config, tokenizer, config.batch.row_tokens), loaded)
 
 
 def hollow(
-    model: BeniConfig, tokenizer: PreTrainedTokenizerBase, max_tokens: int, loaded: Mapping[str, Provenance]
+    model: BeniConfig, tokenizer: PreTrainedTokenizerBase, loaded: Mapping[str, Provenance], max_tokens: int
 ) -> Built:
     """What another process has built, without memory for its weights: they are on the meta device.
 
     Args:
         model: configuration of the other process's model.
         tokenizer: the other process's.
-        max_tokens: longest document.
         loaded: parts whose weights the other process has loaded.
+        max_tokens: longest document.
     """
     with torch.device("meta"):
         empty = BeniForConditionalGeneration(model)
@@ -131,23 +127,6 @@ def composer_of(config: BeniConfig, tokenizer: PreTrainedTokenizerBase, max_toke
         image_token=config.image_token_id,
         max_tokens=max_tokens,
     )
-
-
-def forget_paths(config: BeniConfig) -> None:
-    """Of paths on this machine keep the last name only: what is saved may be published.
-
-    A reload misses nothing: weights are saved with the model, and what an encoder is built from is in its spec.
-    """
-
-    def portable(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: portable(entry) for key, entry in value.items()}
-        return Path(value).name if isinstance(value, str) and os.sep in value and Path(value).exists() else value
-
-    for kind in ("encoders", "connector", "fusion", "view"):
-        setattr(config, kind, portable(getattr(config, kind)))
-    text = config.get_text_config()
-    text._name_or_path = portable(text._name_or_path)
 
 
 def describe(encoders: Mapping[str, Part]) -> dict[str, EncoderSpec]:

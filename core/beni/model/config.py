@@ -1,7 +1,10 @@
 """The configuration of a saved model: which parts with which options, and everything needed to rebuild them."""
 
+import copy
 import dataclasses
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, no_type_check
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -46,6 +49,18 @@ class BeniConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     """As the language model has it."""
 
+    def save_pretrained(self, *arguments: Any, **named: Any) -> None:
+        """Save without paths of this machine, since what is saved may be published; of each its last name is kept.
+
+        A reload misses nothing: weights are saved with the model, and what an encoder is built from is in its spec.
+        """
+        portable = copy.deepcopy(self)
+        for kind in ("encoders", "connector", "fusion", "view"):
+            setattr(portable, kind, _without_paths(getattr(portable, kind)))
+        text = portable.get_text_config()
+        text._name_or_path = _without_paths(text._name_or_path)
+        super(BeniConfig, portable).save_pretrained(*arguments, **named)
+
     def part(self, kind: str) -> Part:
         """The connector, fusion or view, resolved on this machine."""
         return part_from_dict(kind, getattr(self, kind))
@@ -57,6 +72,12 @@ class BeniConfig(PreTrainedConfig):
     def encoder_specs(self) -> dict[str, EncoderSpec]:
         """What each encoder says of itself, by key, in order."""
         return {key: spec_from_dict(self.specs[key]) for key in self.encoder_order or self.encoders}
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_paths(entry) for key, entry in value.items()}
+    return Path(value).name if isinstance(value, str) and os.sep in value and Path(value).exists() else value
 
 
 def spec_to_dict(spec: EncoderSpec) -> dict[str, Any]:

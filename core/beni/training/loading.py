@@ -4,14 +4,17 @@ However many processes train, one of them holds the whole model, once and in its
 its share, and one unit on the way there.
 """
 
+import pickle
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from beni.config import RunConfig
-from beni.errors import PluginError
+from beni.errors import BeniError, PluginError, first_line
 from beni.model.build import Built, build, hollow
 from beni.processes import Processes
 
@@ -27,16 +30,38 @@ def load_once(config: RunConfig, texts: Iterable[str], processes: Processes) -> 
         processes: every one of them calls this.
 
     Raises:
-        BeniError: as `build`, on the first process; the others learn that it has failed.
+        BeniError: as `build`, on every process.
+        PluginError: the tokenizer cannot be given to another process.
     """
-    built = build(config, texts) if processes.is_main else None
+    if processes.world == 1:
+        return build(config, texts)
+    built, sent = None, b""
+    if processes.is_main:
+        try:
+            built = build(config, texts)
+            sent = _pickled(built, config)
+        except BeniError as error:
+            sent = pickle.dumps(error)
     processes.barrier()  # loading takes as long as it takes
-    parts = processes.from_main(built and (built.model.config, built.tokenizer, built.loaded))
+    parts = pickle.loads(processes.from_main(sent))
+    if isinstance(parts, BeniError):
+        raise parts
     if built is not None:
         return built
     torch.manual_seed(config.run.seed + processes.rank)  # the first one's generator has drawn the weights
     model, tokenizer, loaded = parts
-    return hollow(model, tokenizer, config.batch.row_tokens, loaded)
+    return hollow(model, tokenizer, loaded, config.batch.row_tokens)
+
+
+def _pickled(built: Built, config: RunConfig) -> bytes:
+    """What another process builds the same model of."""
+    try:
+        return pickle.dumps((built.model.config, built.tokenizer, built.loaded))
+    except Exception as error:  # of whatever kind: pickle calls what the tokenizer's class has defined
+        raise PluginError(
+            f"llm '{config.llm.plugin.name}': its tokenizer or its configuration cannot be given to the other "
+            f"processes: {first_line(error)}"
+        ) from error
 
 
 def handed_over(model: nn.Module, units: Iterable[nn.Module], processes: Processes) -> Iterator[nn.Module]:
@@ -89,31 +114,34 @@ def _give(tensor: Tensor, processes: Processes) -> Tensor:
 
 
 def _check_alike(model: nn.Module, processes: Processes) -> None:
-    """Refuse tensors that another process does not have, before anybody waits for one."""
-    own = {
-        name: (tuple(tensor.shape), tensor.dtype)
+    """Refuse tensors that another process does not have, before anybody waits for one, and other settings."""
+    own: dict[str, Any] = {
+        name: f"{'×'.join(map(str, tensor.shape)) or 'a number'} in {tensor.dtype}"
         for name, tensor in chain(model.named_parameters(), model.named_buffers())
     }
+    for path, module in model.named_modules():
+        if not path.startswith("llm"):  # transformers notes there how a model was loaded
+            own |= {f"{path}.{name}": value for name, value in vars(module).items() if _is_setting(name, value)}
     first = processes.from_main(own)
     differ = next((name for name in first | own if first.get(name) != own.get(name)), "")
-    told = differ and f"'{differ}' is {_shown(own.get(differ))}, on process 0 {_shown(first.get(differ))}"
+    told = differ and f"'{differ}' is {own.get(differ, 'missing')}, on process 0 {first.get(differ, 'missing')}"
     for rank, difference in enumerate(processes.gather(told)):
         if difference:
             raise PluginError(
-                f"process {rank} built another model than process 0, which loaded its weights: {difference}; parts "
-                f"must be built from their options and their spec alone"
+                f"process {rank} built another model than process 0, which loaded its weights: {difference}; a part is "
+                f"built from its options and its spec alone, what loading adds to that are parameters and buffers"
             )
 
 
-def _shown(tensor: tuple[tuple[int, ...], torch.dtype] | None) -> str:
-    return "missing" if tensor is None else f"{'×'.join(map(str, tensor[0])) or 'a number'} in {tensor[1]}"
+def _is_setting(name: str, value: Any) -> bool:
+    return type(value) in (bool, int, float, str) and not name.startswith("_") and name != "training"
 
 
 def _check_whole(model: nn.Module) -> None:
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, Tensor) and value.is_meta:
+            if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves(value)):
                 raise PluginError(
-                    f"'{path}.{name}' ({type(module).__name__}) is a tensor that is neither a parameter nor a buffer: "
-                    f"only process 0 has its value; keep it with register_buffer(…, persistent=False)"
+                    f"'{path}.{name}' ({type(module).__name__}) is or holds a tensor that is neither a parameter nor "
+                    f"a buffer: only process 0 has its value; keep it with register_buffer(…, persistent=False)"
                 )

@@ -15,6 +15,9 @@ from tqdm import tqdm
 from beni.data.batch import PackedBatch
 from beni.processes import Processes
 
+LISTED = 1000
+"""Most samples that a result names of those that were left out; it counts all of them."""
+
 
 @dataclass(slots=True)
 class Totals:
@@ -63,7 +66,7 @@ class Totals:
             "visual_tokens_per_image": self.visual_tokens / self.images if self.images else None,
             "train_s": self.seconds,
             "skipped_samples": len(self.bad),
-            "skipped": [{"id": name, "reason": why} for name, why in sorted(self.bad.items())],
+            "skipped": [{"id": name, "reason": why} for name, why in sorted(self.bad.items())[:LISTED]],
         }
 
 

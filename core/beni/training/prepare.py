@@ -131,7 +131,8 @@ def _steps(plan: Plan, epochs: float) -> int:
 def _texts(sources: Sequence[Sequence[Sample] | Stream], quotas: Sequence[int]) -> Iterator[str]:
     """What a vocabulary is learned from: all texts, of a stream those of the first block."""
     for number, source in enumerate(sources):
-        samples = source.read(None, quotas[number]).samples if isinstance(source, Stream) else source
+        count = quotas[number] if quotas else 0
+        samples = (source.read(None, count).samples if count else []) if isinstance(source, Stream) else source
         for index in range(len(samples)):
             for turn in samples[index].turns:
                 yield from (part for part in turn.content if isinstance(part, str))

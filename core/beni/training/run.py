@@ -24,7 +24,7 @@ from beni.training import checkpoint, committed, freeze
 from beni.training.callbacks import Callbacks
 from beni.training.checkpoint import Facts, Position
 from beni.training.loop import train_loop
-from beni.training.metrics import Totals, peak_memory_bytes, read_lines
+from beni.training.metrics import LISTED, Totals, peak_memory_bytes, read_lines
 from beni.training.outputs import resume_path, room, save_model, write_json
 from beni.training.parallel import parallelize
 from beni.training.prepare import Run, prepare
@@ -88,7 +88,7 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         **fitted.validated,
         **fitted.totals.summary(),
         "unusable_samples": len(run.feed.unusable),
-        "unusable": [{"id": name, "reason": why} for name, why in run.feed.unusable[:1000]],
+        "unusable": [{"id": name, "reason": why} for name, why in run.feed.unusable[:LISTED]],
         "parameters": _parameters(run.table),
         "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
         "processes": procs.world,
@@ -130,7 +130,7 @@ def _fit(run: Run, resumed_from: Path | None) -> Fitted:
         procs.world,
         workers,
     )
-    with sigterm_noted() as asked_to_stop, closing(callbacks), worker_deaths_told(workers):
+    with sigterm_noted() as asked_to_stop, closing(callbacks), closing(steps), worker_deaths_told(workers):
         position = train_loop(
             model,
             optimizer,

@@ -95,10 +95,11 @@ class RowReader:
 
     def __init__(self, table: Any, config: HfDatasetConfig) -> None:
         self.config = config
-        self.columns = {kind: _column(table, kind, getattr(config, kind)) for kind in USUAL}
+        names = table.column_names or list(next(iter(table.take(1)), {}))  # of some streams nobody knows them before
+        self.columns = {kind: _column(names, kind, getattr(config, kind)) for kind in USUAL}
         if not self.columns["talk"] and not (self.columns["question"] and self.columns["answer"]):
             raise DataError(
-                f"hf:{config.path} has columns {', '.join(table.column_names)}: say which hold the question and the "
+                f"hf:{config.path} has columns {', '.join(names)}: say which hold the question and the "
                 f"answer (?question=…&answer=…), or the conversation (?talk=…)"
             )
         self.table = _undecoded(table, self.columns["image"]) if self.columns["image"] else table
@@ -164,7 +165,7 @@ class RowStream(RowReader, Stream):
             self.open = (os.getpid(), position, iter(self.table))
         try:
             rows = list(islice(self.open[2], count))
-        except FAULTS as error:
+        except Exception as error:  # of whatever library `datasets` reads with, over a network too
             where = f"hf:{self.config.path} cannot be read behind row {row:,}"
             raise DataError(f"{where}: {_why(Path(self.config.path), error)}") from error
         position = {"row": row + len(rows), "state": self.table.state_dict()}
@@ -178,15 +179,15 @@ class RowStream(RowReader, Stream):
             return Sample.unusable(str(index), str(error))
 
 
-def _column(table: Any, kind: str, wanted: str) -> str:
-    if wanted and wanted not in table.column_names:
-        raise DataError(f"the dataset has no column '{wanted}' for the {kind}; it has {', '.join(table.column_names)}")
-    return wanted or usual(kind, table.column_names)
+def _column(names: Sequence[str], kind: str, wanted: str) -> str:
+    if wanted and wanted not in names:
+        raise DataError(f"the dataset has no column '{wanted}' for the {kind}; it has {', '.join(names)}")
+    return wanted or usual(kind, names)
 
 
 def _undecoded(table: Any, column: str) -> Any:
     """Images as bytes or paths: they are decoded by the workers, like everybody's."""
-    feature = table.features[column]
+    feature = (table.features or {}).get(column)
     plain = datasets.Image(decode=False)
     if isinstance(feature, datasets.Image):
         return table.cast_column(column, plain)

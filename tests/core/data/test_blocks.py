@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import multiprocessing
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
+from multiprocessing import Event
+from typing import Any
 
 import pytest
 
@@ -14,7 +17,7 @@ from beni.data.loader import batches
 from beni.data.order import ORDERS
 from beni.data.plan import Place
 from beni.errors import DataError
-from beni.interfaces import Stream
+from beni.interfaces import Reading, Stream
 from beni.options import BatchConfig
 from beni.sample import Sample, Turn, vqa_sample
 from tests.conftest import MakePicture
@@ -46,7 +49,7 @@ def blocks_of(
 def names(blocks: Blocks, count: int) -> list[list[str]]:
     """Of the samples of the first blocks, in the order in which they are trained on."""
     found: dict[int, list[str]] = {}
-    for place, tasks in blocks.walk(Place(), 0, 1, apart=False):
+    for place, tasks in blocks.walk(Place(), 1000, 0, 1, apart=False):
         if place.epoch == count:
             break
         found.setdefault(place.epoch, []).extend(s.id for _, trees, _ in tasks for tree in trees for s in tree)
@@ -115,10 +118,47 @@ def test_what_cannot_be_trained_on_is_told_once(seen: list[Sample]) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_that_breaks_is_told_in_its_own_words(workers: int) -> None:
-    stream = ListStream([text(f"{n}") for n in range(40)], breaks_at=25)
-    fed = batches(blocks_of([stream], (10,)), Place(), 100, workers)
+    stream = ListStream([text(f"{n}", 30) for n in range(40)], breaks_at=25)
+    seen = []
     with pytest.raises(DataError, match=r"^the stream is broken behind item 25$"):
-        list(islice(fed, 100))
+        for _, rows in batches(blocks_of([stream], (10,)), Place(), 100, workers):
+            seen += [row.stats.samples for row in rows]
+    assert sum(seen) == 20, "behind all that could be read"
+
+
+def test_a_block_without_a_usable_sample_is_passed_over() -> None:
+    bad = [Sample.unusable(f"b{n}", "it is torn") for n in range(7)]
+    stream = ListStream([*(text(f"f{n}") for n in range(3)), *bad, *(text(f"l{n}") for n in range(2))])
+    first, second = names(blocks_of([stream], (3,)), 2)
+    assert sorted(first) == ["f0", "f1", "f2"] and sorted(second) == ["l0", "l1"]
+    told = [pair for _, rows in batches(blocks_of([stream], (3,)), Place(), 3, 0) for pair in bad_of(rows)]
+    assert [name for name, _ in told] == [sample.id for sample in bad]
+    with pytest.raises(
+        DataError, match=r"a stream has nothing to train on, from its beginning to its end: .*it is torn"
+    ):
+        blocks_of([ListStream(bad)], (3,)).block(0)
+
+
+def test_a_source_beside_a_stream_must_have_something() -> None:
+    with pytest.raises(DataError, match=r"a source beside a stream has nothing to train on: .*it is torn"):
+        blocks_of([ListStream([text("a")]), [Sample.unusable("b", "it is torn")]], (2, 1))
+
+
+class Stalled(ListStream):
+    """Reading behind the first block takes longer than anybody waits."""
+
+    def read(self, position: Any, count: int) -> Reading:
+        if position:
+            Event().wait(600)
+        return super().read(position, count)
+
+
+def test_a_reader_that_waits_for_a_network_does_not_outlive_the_run() -> None:
+    fed = batches(blocks_of([Stalled([text(f"{n}", 30) for n in range(40)])], (10,)), Place(), 100, 1)
+    next(fed)
+    assert len(multiprocessing.active_children()) == 2, "the reader and a worker"
+    fed.close()
+    assert multiprocessing.active_children() == []
 
 
 def test_an_empty_stream_is_an_error_and_no_endless_loop() -> None:

@@ -100,6 +100,14 @@ def test_a_file_that_is_cut_is_told_where_it_is_read(folder: Path) -> None:
         stream.read(stream.read(None, 5).position, 5)
 
 
+def test_columns_that_are_not_known_before(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,answer\nwhat?,this\nand?,that\n")
+    found = stream_of(f"hf:{tmp_path / 'rows.csv'}?streaming=true").read(None, 5).samples
+    assert [sample.answer for sample in found] == ["this", "that"]
+    with pytest.raises(DataError, match="no column 'image' for the image; it has question, answer"):
+        parse(f"hf:{tmp_path / 'rows.csv'}?streaming=true&image=image").training()
+
+
 def test_columns_are_asked_for_before_training(folder: Path) -> None:
     with pytest.raises(DataError, match="no column 'nothing' for the answer"):
         parse(f"hf:{folder}?streaming=true&answer=nothing").training()
