@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from beni.data.batch import PackedBatch, pack
+from beni.data.plan import Place
 from beni.model.build import Built
 from beni.options import OptimConfig
 from beni.processes import Processes
@@ -46,7 +47,7 @@ def step(built: Built, batches: list[PackedBatch]) -> tuple[float, dict[str, Ten
     train_loop(
         built.model,
         torch.optim.SGD(groups),
-        iter([(0, 1, batches)]),
+        iter([(Place(0, 1), batches)]),
         Position(),
         1,
         OptimConfig(),

@@ -14,7 +14,7 @@ from PIL import Image
 from beni.cli.main import main
 from beni.data.images import image_size, load_image
 from beni.data.loader import Rows, batches
-from beni.data.plan import Lengths, Plan
+from beni.data.plan import Lengths, Place, Plan
 from beni.data.spec import judged, parse, validation
 from beni.errors import DataError
 from beni.options import BatchConfig
@@ -241,11 +241,11 @@ def test_workers_and_processes_read_the_same_batches_shuffled_over_all_tars(tmp_
     drawn = [samples[member.index].id for row in rows.plan.rows(0) for tree in row for member in tree]
     assert sorted(drawn) == sorted(sample.id for sample in samples) and drawn != sorted(drawn)
     assert {id.partition("/")[0] for id in drawn[:5]} == {"0", "1", "2"}
-    walked = list(batches(rows, 0, 0, steps, workers=0))
-    loaded = [list(batches(rows, 0, 0, steps, workers)) for workers in (1, 2)]
-    shares = [list(batches(rows, 0, 0, steps, 0, rank, 2)) for rank in (0, 1)]
-    for step, (*_, whole) in enumerate(walked):
-        for other in (loaded[0][step][2], loaded[1][step][2], [share[step][2][0] for share in shares]):
+    walked = list(batches(rows, Place(), steps, workers=0))
+    loaded = [list(batches(rows, Place(), steps, workers)) for workers in (1, 2)]
+    shares = [list(batches(rows, Place(), steps, 0, rank, 2)) for rank in (0, 1)]
+    for step, (_, whole) in enumerate(walked):
+        for other in (loaded[0][step][1], loaded[1][step][1], [share[step][1][0] for share in shares]):
             for a, b in zip(whole, other, strict=True):
                 assert torch.equal(a.ids_T, b.ids_T) and torch.equal(a.visual.pixels["main"], b.visual.pixels["main"])
 
