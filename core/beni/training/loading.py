@@ -115,13 +115,13 @@ def _give(tensor: Tensor, processes: Processes) -> Tensor:
 
 def _check_alike(model: nn.Module, processes: Processes) -> None:
     """Refuse tensors that another process does not have, before anybody waits for one, and other settings."""
-    own: dict[str, Any] = {
+    own = {
         name: f"{'×'.join(map(str, tensor.shape)) or 'a number'} in {tensor.dtype}"
         for name, tensor in chain(model.named_parameters(), model.named_buffers())
     }
     for path, module in model.named_modules():
         if not path.startswith("llm"):  # transformers notes there how a model was loaded
-            own |= {f"{path}.{name}": value for name, value in vars(module).items() if _is_setting(name, value)}
+            own |= {f"{path}.{name}": repr(value) for name, value in vars(module).items() if _is_setting(name, value)}
     first = processes.from_main(own)
     differ = next((name for name in first | own if first.get(name) != own.get(name)), "")
     told = differ and f"'{differ}' is {own.get(differ, 'missing')}, on process 0 {first.get(differ, 'missing')}"
