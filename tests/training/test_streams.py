@@ -20,10 +20,8 @@ COLOURS = ("red", "blue", "green", "black", "white", "gray")
 
 
 @pytest.fixture
-def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def spec(tmp_path: Path, datasets_apart: None) -> str:
     """Three dozen rows in three files, one of which makes no sample."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
     for file in range(3):
         numbers = range(12 * file, 12 * file + 12)
         columns = {

@@ -24,10 +24,7 @@ def png(colour: str) -> bytes:
     return file.getvalue()
 
 
-@pytest.fixture(autouse=True)
-def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("datasets_apart")
 
 
 @pytest.fixture

@@ -21,10 +21,7 @@ from tests.plugins.sources.test_hf import png
 COLOURS = ("red", "blue", "green", "black", "white")
 
 
-@pytest.fixture(autouse=True)
-def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("datasets_apart")
 
 
 @pytest.fixture
