@@ -12,6 +12,7 @@ from beni.config import (
     OfKind,
     Part,
     PartConfig,
+    RunConfig,
     choose,
     from_dict,
     held_parts,
@@ -234,3 +235,19 @@ def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, said:
 def test_every_option_is_documented_by_its_group() -> None:
     names = [field.name for group in OPTION_GROUPS.values() for field in dataclasses.fields(group)]
     assert len(names) == len(set(names))  # they share one level of the command line
+
+
+def test_options_that_came_later_leave_the_hash_of_older_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run continues whose checkpoint was made when the option was not there; another value is another run."""
+    config = run_config_from_dict(TABLES)
+    other = run_config_from_dict({**TABLES, "data": {**TABLES["data"], "stream_block": 99}})
+    written = RunConfig.to_dict
+
+    def before(self: RunConfig) -> dict[str, Any]:
+        table = written(self)
+        del table["data"]["stream_block"]
+        return table
+
+    now, changed = config.training_hash(), other.training_hash()
+    monkeypatch.setattr(RunConfig, "to_dict", before)
+    assert now == config.training_hash() != changed

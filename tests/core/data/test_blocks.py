@@ -16,7 +16,7 @@ from beni.data.blocks import Blocks
 from beni.data.loader import batches
 from beni.data.order import ORDERS
 from beni.data.plan import Place
-from beni.errors import DataError
+from beni.errors import BeniError, ConfigError, DataError
 from beni.interfaces import Reading, Stream
 from beni.options import BatchConfig
 from beni.sample import Sample, Turn, vqa_sample
@@ -116,11 +116,12 @@ def test_what_cannot_be_trained_on_is_told_once(seen: list[Sample]) -> None:
     assert bad_of(later) == []
 
 
+@pytest.mark.parametrize("kind", [DataError, ConfigError])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_stream_that_breaks_is_told_in_its_own_words(workers: int) -> None:
-    stream = ListStream([text(f"{n}", 30) for n in range(40)], breaks_at=25)
+def test_a_stream_that_breaks_is_told_in_its_own_words(workers: int, kind: type[BeniError]) -> None:
+    stream = ListStream([text(f"{n}", 30) for n in range(40)], breaks_at=25, kind=kind)
     seen = []
-    with pytest.raises(DataError, match=r"^the stream is broken behind item 25$"):
+    with pytest.raises(kind, match=r"^the stream is broken behind item 25$"):
         for _, rows in batches(blocks_of([stream], (10,)), Place(), 100, workers):
             seen += [row.stats.samples for row in rows]
     assert sum(seen) == 20, "behind all that could be read"
