@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.export import register_dataclass
 
 
 class Size(NamedTuple):
@@ -226,6 +227,12 @@ class VisualTokens:
     """From a connector that keeps the encoders' maps."""
     levels: tuple[Float[Tensor, "V D"], ...] = ()
     """The same tokens as earlier layers of the encoders give them, for a fusion that adds them inside the LLM."""
+
+
+# What modules hand on is opened by FSDP, which finds the tensors in it as pytree does in PyTorch 2.11: parameters
+# are gathered for a backward pass only where it found what they made.
+for _opened in (Features, Windows, VisualTokens):
+    register_dataclass(_opened)
 
 
 class Segment(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.export import register_dataclass
 
 from beni.errors import IncompatiblePartsError
 from beni.interfaces.connector import WindowSpec
@@ -153,6 +154,9 @@ class FusionContext:
         windows = None if self.windows is None else self.windows.at(none_V)
         levels = tuple(level_VD[none_V] for level_VD in self.levels)
         return FusionContext(self.memory_MD, self.plan.step(length).to(device), none_V, windows, levels)
+
+
+register_dataclass(FusionContext)  # as the others are that modules hand on (`beni.types`)
 
 
 class Insert(NamedTuple):
