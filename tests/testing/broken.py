@@ -48,6 +48,19 @@ class SinglePrecision(Mlp):
         return super().project(features) * torch.ones(1)
 
 
+class Asking(Mlp):
+    def project(self, features: Features) -> Tensor:
+        tokens = super().project(features)
+        return tokens if bool((tokens > 0).any()) else -tokens
+
+
+class Crowded(Mlp):
+    def project(self, features: Features) -> Tensor:
+        tokens = super().project(features)
+        likeness = tokens.repeat(8, 1) @ tokens.repeat(8, 1).T
+        return tokens + 0 * (likeness @ likeness).sum()
+
+
 class Leftover(Mlp):
     def __init__(self, config: Any, encoders: Mapping[str, EncoderSpec], out_width: int) -> None:
         super().__init__(config, encoders, out_width)

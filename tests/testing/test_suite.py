@@ -18,6 +18,8 @@ FOUND = [
     ("connector", "Detaching", "gradients_reach_every_parameter", "remove no_grad and detach"),
     ("connector", "Detaching", "gradients_reach_what_is_trained_and_nothing_else", "encoders.main.* gets no gradient"),
     ("connector", "SinglePrecision", "bf16_is_near_fp32", "tokens are torch.float32"),
+    ("connector", "Asking", "its_flops_are_those_of_its_passes", "does not run without values"),
+    ("connector", "Crowded", "its_flops_are_those_of_its_passes", "let the cost of an image depend on its layout"),
     ("connector", "Leftover", "gradients_reach_every_parameter", "unused gets no gradient.*leave it out"),
     ("connector", "Leftover", "a_row_without_images_sends_zero_gradients", "connector.unused.*would wait"),
     ("connector", "Leftover", "two_processes_equal_one", "connector.unused.*would wait"),

@@ -14,8 +14,10 @@ from beni.config import RunOptions
 from beni.data.batch import pack
 from beni.data.document import Document
 from beni.errors import ConfigError, IncompatiblePartsError
+from beni.flops.account import FlopMeter
 from beni.model.build import Built
 from beni.sample import Sample
+from beni.testing.flops import both_passes
 from beni.testing.sharded import Compared, compare
 from beni.testing.small import CONVERSATIONS, B, C, D, inputs, make, noise, talk
 from beni.testing.suite import Conformance, require
@@ -23,6 +25,8 @@ from beni.training.recompute import checkpoint_activations
 
 TOLERANCE = 1e-4
 """Relative to the largest value, in fp32; what leaks differs by far more."""
+FLOPS = 0.01
+"""Relative error of a count."""
 ROW = {"row_tokens": 1 << 20}
 """Whatever an image costs, it fits."""
 Trees = Sequence[Sequence[Document]]
@@ -183,6 +187,20 @@ class ModelConformance(Conformance):
                     f"{name} gets a gradient from a row without images: its only image is a blank one that no text may "
                     f"see",
                 )
+
+    def test_its_flops_are_those_of_its_passes(self) -> None:
+        """What is counted without running a row is what PyTorch counts of both passes; operations of the part's own
+        need a formula (`torch.utils.flop_counter.register_flop_formula`), also for their backward pass."""
+        built = self.built()
+        one, three = self._documents(built, CONVERSATIONS[0], CONVERSATIONS[4])
+        counted = FlopMeter(built.model).row(self._pack(built, [[one], [three]]))
+        whole = both_passes(built.model, [self._pack(built, [[document]]) for document in (one, three)])
+        model = sum(flops.model for flops in counted.full.values())
+        require(
+            abs(model - whole) <= FLOPS * whole,
+            f"{model:,.0f} FLOPs are counted where both passes compute {whole:,}: let the cost of an image depend on "
+            f"its layout alone, and give every operation of your own a formula",
+        )
 
     def test_a_saved_model_reloads(self) -> None:
         """Modules are built on the meta device and filled from the file: whatever is in neither is lost."""

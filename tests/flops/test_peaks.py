@@ -1,0 +1,60 @@
+"""Peaks of devices: by exact name and precision, or none."""
+
+import pytest
+import torch
+
+from beni.flops.peaks import PEAKS, Peak, measured, peak_of
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with a GPU, as far as its name goes."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    return monkeypatch
+
+
+def test_a_known_gpu_has_a_peak_for_each_precision(named: pytest.MonkeyPatch) -> None:
+    assert peak_of(CUDA, torch.bfloat16) == Peak(989.4e12, "bf16", "dense bf16 of NVIDIA H100 80GB HBM3")
+    peak = peak_of(CUDA, torch.float32)
+    assert peak is not None and (peak.flops_per_s, peak.precision) == (66.9e12, "fp32")
+    named.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    peak = peak_of(CUDA, torch.float32)
+    assert peak is not None and (peak.flops_per_s, peak.precision) == (494.7e12, "tf32")
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA H100", "nvidia h200", "Some GPU"])
+def test_a_name_that_is_only_similar_has_none(named: pytest.MonkeyPatch, name: str) -> None:
+    named.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_of(CUDA, torch.bfloat16) is None
+    assert peak_of(CUDA, torch.bfloat16, tflops=100) == Peak(100e12, "bf16", "given")
+
+
+def test_a_gpu_without_units_for_a_precision_has_none(named: pytest.MonkeyPatch) -> None:
+    named.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    assert peak_of(CUDA, torch.bfloat16) is None
+    fp16 = peak_of(CUDA, torch.float16)
+    assert fp16 is not None and fp16.flops_per_s == 65e12
+
+
+def test_dense_figures_are_ordered() -> None:
+    """A figure with sparsity, or in the wrong column, would break the order."""
+    for name, dense in PEAKS.items():
+        assert dense.fp32 <= (dense.tf32 or dense.fp32) <= (dense.bf16 or dense.fp16) <= dense.fp16, name
+        if dense.tf32 and dense.bf16:
+            assert dense.bf16 == pytest.approx(2 * dense.tf32, rel=0.02), name
+
+
+def test_that_of_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 2.0, 10.0, 10.5, 20.0, 24.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    peak = measured(torch.float32, size=10, repeats=3)
+    assert peak.flops_per_s == 2 * 10**3 / 0.5
+    assert peak.source.startswith("measured: fp32 product of 10²")
+
+
+def test_peak_of_a_cpu() -> None:
+    peak = peak_of(CPU, torch.float32)
+    assert peak is not None and peak.flops_per_s > 0
+    assert peak_of(CPU, torch.float32, tflops=2) == Peak(2e12, "fp32", "given")
