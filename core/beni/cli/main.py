@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train, judge and save a model",
     "evaluate": "judge a saved model on data",
     "generate": "answer a question about images with a saved model",
+    "throughput": "measure what combinations of parts cost to train",
     "plugins": "list installed parts, show one, or say which are broken",
     "check": "run the conformance suite of a part",
     "new-plugin": "write a package with a part of your own",
@@ -45,12 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(command: str, arguments: Sequence[str] | None = None, program: str | None = None) -> None:
     """Run one command; scripts in `experiments/` come in here."""
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-    from beni.cli import check, commands, new_plugin  # torch and transformers are imported only when a command runs
+    from beni.cli import (  # torch and transformers are imported only when a command runs
+        check,
+        commands,
+        new_plugin,
+        throughput,
+    )
 
     table: dict[str, Callable[[Sequence[str], str], None]] = {
         "train": commands.train,
         "evaluate": commands.evaluate,
         "generate": commands.generate,
+        "throughput": throughput.throughput,
         "plugins": commands.plugins,
         "check": check.check,
         "new-plugin": new_plugin.new_plugin,

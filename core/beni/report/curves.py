@@ -39,7 +39,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Hover:
-    """A strip of the plot that shows the values of one step: its left edge, width, text and the points it marks."""
+    """A strip of the plot that shows the values at one place: its left edge, width, text and the points it marks."""
 
     left: float
     width: float
@@ -61,6 +61,8 @@ class Plot:
     not_finite: int
     """Values left out because they are not finite."""
     logarithmic: bool
+    along: str
+    """What the horizontal axis counts."""
 
     width = 560
     height = 274
@@ -76,8 +78,9 @@ def make_plot(
     metrics: Sequence[Mapping[str, Any]],
     keys: Mapping[str, str],
     from_zero: bool = False,
+    along: str = "step",
 ) -> Plot | None:
-    """A plot over steps, or None if no line holds any of the values.
+    """A plot over steps or something else, or None if no line holds any of the values.
 
     Args:
         title: heading.
@@ -85,8 +88,9 @@ def make_plot(
         metrics: lines of metrics.jsonl; a line holds some of the keys.
         keys: key → label, one series each; the position chooses the colour.
         from_zero: the vertical axis starts at zero and is linear.
+        along: key of what the horizontal axis counts, and its label.
     """
-    raw = {key: [(line["step"], line[key]) for line in metrics if line.get(key) is not None] for key in keys}
+    raw = {key: [(line[along], line[key]) for line in metrics if line.get(key) is not None] for key in keys}
     finite = {key: [(x, y) for x, y in points if math.isfinite(y)] for key, points in raw.items()}
     drawn = {key: _thin(points) for key, points in finite.items() if points}
     if not drawn:
@@ -122,9 +126,10 @@ def make_plot(
         ),
         x_ticks=tuple(Tick(scale_x(x), whole(x)) for x in x_values),
         y_ticks=tuple(Tick(scale_y(y), f"{y:,.0f}" if abs(y) >= 1000 else f"{y:.3g}") for y in y_values),
-        hovers=_hovers(by_step),
+        hovers=_hovers(by_step, along),
         not_finite=sum(len(raw[key]) - len(finite[key]) for key in keys),
         logarithmic=logarithmic,
+        along=along,
     )
 
 
@@ -137,7 +142,7 @@ class _Mark(NamedTuple):
     text: str
 
 
-def _hovers(by_step: Mapping[float, Sequence[_Mark]]) -> tuple[Hover, ...]:
+def _hovers(by_step: Mapping[float, Sequence[_Mark]], along: str) -> tuple[Hover, ...]:
     """A strip around each step; together they cover the plot."""
     steps = sorted(by_step)
     places = [by_step[step][0].x for step in steps]
@@ -146,7 +151,7 @@ def _hovers(by_step: Mapping[float, Sequence[_Mark]]) -> tuple[Hover, ...]:
         Hover(
             left,
             right - left,
-            "\n".join([f"step {whole(step)}", *(mark.text for mark in by_step[step])]),
+            "\n".join([f"{along} {whole(step)}", *(mark.text for mark in by_step[step])]),
             tuple((mark.x, mark.y, mark.number) for mark in by_step[step]),
         )
         for step, (left, right) in zip(steps, pairwise(edges), strict=True)

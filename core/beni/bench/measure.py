@@ -1,0 +1,292 @@
+"""Measures one combination of parts: the training of a run, for some steps, with a stopwatch beside it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from beni.bench.regime import Regime, divide
+from beni.bench.stopwatch import BACKWARD, CONNECT, ENCODE, FORWARD, LLM, OPTIMIZER, WAIT, Stopwatch, timed, waited
+from beni.config import RunConfig
+from beni.data.batch import PackedBatch
+from beni.data.loader import batches
+from beni.flops.account import FlopMeter
+from beni.flops.count import Flops, PartFlops, added
+from beni.flops.estimates import (
+    Decoder,
+    chinchilla_forward,
+    kaplan_forward_per_token,
+    megatron_training,
+    palm_training_per_token,
+)
+from beni.flops.peaks import Peak, peak_of
+from beni.model.parts import stacks
+from beni.processes import Processes, processes
+from beni.training import freeze
+from beni.training.checkpoint import Position
+from beni.training.loop import StepReport, train_loop
+from beni.training.metrics import peak_memory_bytes
+from beni.training.parallel import parallelize
+from beni.training.prepare import Run, prepare
+from beni.training.recompute import DEAR
+
+REST = "rest"
+"""Of a step: clipping, logging, and everything else that is not timed by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """How many steps are measured."""
+
+    warmup: int = 10
+    """Steps before anything is measured."""
+    windows: int = 5
+    """Stretches of steps; figures are medians over them."""
+    window_steps: int = 10
+    """Steps of a window."""
+    profiled: int = 3
+    """Steps behind them, which are run under a profiler to say what bounds them."""
+
+    @property
+    def timed(self) -> int:
+        """Steps that are measured or come before."""
+        return self.warmup + self.windows * self.window_steps
+
+    @property
+    def total(self) -> int:
+        return self.timed + self.profiled
+
+
+@dataclass(slots=True)
+class Window:
+    """What one process did in some steps."""
+
+    seconds: float = 0
+    samples: int = 0
+    images: int = 0
+    positions: int = 0
+    """Of the language model, without padding and blank images."""
+    visual_tokens: int = 0
+    flops: PartFlops = field(default_factory=dict)
+    causal: PartFlops = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
+
+    def add(self, rows: Sequence[PackedBatch], meter: FlopMeter) -> None:
+        """Count the rows of a step."""
+        for row in rows:
+            cost = meter.row(row)
+            self.samples += row.stats.samples
+            self.images += row.stats.images
+            self.positions += row.stats.tokens
+            self.visual_tokens += row.stats.visual_tokens
+            self.flops = added(self.flops, cost.full)
+            self.causal = added(self.causal, cost.causal)
+
+
+def measure(config: RunConfig, plan: Windows, peak_tflops: float | None = None) -> dict[str, Any]:
+    """Train as `beni train` does, for a few steps, and say what it cost.
+
+    Args:
+        config: a run's; its folder takes nothing.
+        plan: how many steps.
+        peak_tflops: of one device, where its own is not known.
+
+    Returns:
+        A row of `report.json`; plain values.
+
+    Raises:
+        BeniError: as in training; or the operations cannot be counted.
+    """
+    with processes(config.run) as procs:
+        return _measure(config, procs, plan, peak_tflops)
+
+
+def _measure(config: RunConfig, procs: Processes, plan: Windows, peak_tflops: float | None) -> dict[str, Any]:
+    run = prepare(config, procs, None)
+    model, table = run.built.model, run.table
+    freeze.apply(model, table)
+    meter = _meter(run)
+    parallelize(model, procs, config.run, freeze.frozen_encoders(table))
+    freeze.apply(model, table)
+    groups = freeze.parameter_groups(model, table, config.optim)
+    optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
+    peak = peak_of(procs.device, procs.dtype, peak_tflops)
+    recorder = _Recorder(plan, meter, procs.device)
+    data = config.data
+    rows = batches(run.feed, Position().place, plan.total, data.workers, procs.rank, procs.world)
+    with closing(recorder), closing(rows), timed(model, optimizer, recorder.watch) as backward_ends:
+        steps = waited(rows, recorder.watch)
+        train_loop(
+            model,
+            optimizer,
+            steps,
+            Position(),
+            plan.total,
+            config.optim,
+            procs,
+            after_step=recorder.after_step,
+            after_backward=backward_ends,
+        )
+    return _row(run, recorder, peak)
+
+
+def _meter(run: Run) -> FlopMeter:
+    options = run.config.run
+    blocks = [block for stack in stacks(run.built.model) for block in stack[:: options.activation_checkpointing_every]]
+    recomputed = [] if options.activation_checkpointing == "none" else blocks
+    return FlopMeter(run.built.model, recomputed, DEAR if options.activation_checkpointing == "selective" else [])
+
+
+class _Recorder:
+    """What happens behind each step. The clock stands still while it does."""
+
+    def __init__(self, plan: Windows, meter: FlopMeter, device: torch.device) -> None:
+        self.plan, self.meter, self.device = plan, meter, device
+        self.watch = Stopwatch(device)
+        self.windows: list[Window] = []
+        self.open = Window()
+        self.clock = 0.0
+        self.regime: Regime | None = None
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+        self.profiler = profile(activities=activities)
+        self.profiling = False
+
+    def after_step(self, step: StepReport) -> None:
+        done, plan = step.position.steps, self.plan
+        boundary = done >= plan.warmup and (done - plan.warmup) % plan.window_steps == 0 and done <= plan.timed
+        if boundary or done == plan.total:
+            times = self.watch.read()
+        now = time.perf_counter()
+        if plan.warmup < done <= plan.timed:
+            self.open.add(step.batches, self.meter)
+            if boundary:
+                self.open.seconds, self.open.times = now - self.clock, times
+                self.windows.append(self.open)
+        if boundary:
+            self.open, self.clock = Window(), now
+        if done == plan.total and self.profiling:
+            self.close()
+            on_gpu = self.device.type == "cuda"
+            self.regime = divide(self.profiler.key_averages(), now - self.clock, times.get(WAIT, 0.0), on_gpu)
+        elif done == plan.timed and plan.profiled:
+            self.profiler.start()
+            self.profiling = True
+        self.clock += time.perf_counter() - now
+
+    def close(self) -> None:
+        """Let the profiler go."""
+        if self.profiling:
+            self.profiler.stop()
+            self.profiling = False
+
+
+def _row(run: Run, recorder: _Recorder, peak: Peak | None) -> dict[str, Any]:
+    """Figures of all processes together; times are the first one's."""
+    procs, windows = run.processes, recorder.windows
+    everybody: list[tuple[Window, ...]] = list(zip(*procs.gather(windows), strict=True))  # by window
+    peaks = procs.gather(peak)
+    limit = sum(each.flops_per_s for each in peaks if each) if all(peaks) else None
+    speeds = [sum(w.samples for w in each) / each[0].seconds for each in everybody]
+    whole = [window for each in everybody for window in each]
+    samples, images = sum(w.samples for w in whole), sum(w.images for w in whole)
+    seconds = sum(each[0].seconds for each in everybody)
+    positions = sum(w.positions for w in whole)
+    flops, causal = added(*(w.flops for w in whole)), added(*(w.causal for w in whole))
+    rate = median(sum(_total(w.flops).model for w in each) / each[0].seconds for each in everybody)
+    total = _total(flops)
+    return {
+        **_names(run.config),
+        "device": _device_name(procs.device),
+        "dtype": str(procs.dtype).removeprefix("torch."),
+        "processes": procs.world,
+        "samples_per_s": median(speeds),
+        "samples_per_s_quartiles": _quartiles(speeds),
+        "images_per_s": median(sum(w.images for w in each) / each[0].seconds for each in everybody),
+        "positions_per_s": median(sum(w.positions for w in each) / each[0].seconds for each in everybody),
+        "step_s": seconds / (len(everybody) * recorder.plan.window_steps),
+        "step_split": _split(windows, recorder.regime),
+        "flops_per_sample": total.model / samples,
+        "flops_per_sample_causal": _total(causal).model / samples,
+        "flops_per_sample_by_part": {
+            part: {"forward": each.forward / samples, "backward": each.backward / samples}
+            for part, each in sorted(flops.items())
+        },
+        "flops_per_s": rate,
+        "mfu": rate / limit if limit else None,
+        "mfu_causal": rate * _total(causal).model / total.model / limit if limit else None,
+        "hfu": rate * total.hardware / total.model / limit if limit else None,
+        "peak": peak and {"flops_per_s": peak.flops_per_s, "precision": peak.precision, "source": peak.source},
+        "regime": recorder.regime and recorder.regime.bound_by,
+        "regime_why": recorder.regime and str(recorder.regime),
+        "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
+        "visual_tokens_per_image": sum(w.visual_tokens for w in whole) / images if images else None,
+        "positions_per_sample": positions / samples,
+        "parameters": sum(row.parameters for row in run.table),
+        "trainable_parameters": sum(row.trained for row in run.table),
+        "estimates_per_sample": _estimates(run, positions / samples),
+    }
+
+
+def _total(counts: Mapping[str, Flops]) -> Flops:
+    return sum(counts.values(), Flops())
+
+
+def _split(windows: Sequence[Window], regime: Regime | None) -> dict[str, float]:
+    """Shares of a step's time: what the stopwatch timed, and the rest."""
+    seconds = sum(window.seconds for window in windows)
+    times = {name: sum(w.times.get(name, 0.0) for w in windows) / seconds for name in (WAIT, ENCODE, CONNECT, LLM)}
+    whole = {name: sum(w.times.get(name, 0.0) for w in windows) / seconds for name in (FORWARD, BACKWARD, OPTIMIZER)}
+    times["other forward"] = whole[FORWARD] - times[ENCODE] - times[CONNECT] - times[LLM]
+    times |= {name: whole[name] for name in (BACKWARD, OPTIMIZER)}
+    times[REST] = 1 - sum(times.values())
+    if regime is not None:
+        times["communication"] = regime.communication
+    return times
+
+
+def _names(config: RunConfig) -> dict[str, str]:
+    """The parts, as one would ask for them."""
+    encoders = [_reference(part) for part in config.encoders.values()]
+    kinds = ("connector", "fusion", "llm", "view")
+    return {"encoder": " + ".join(encoders)} | {kind: _reference(getattr(config, kind)) for kind in kinds}
+
+
+def _reference(part: Any) -> str:
+    main = getattr(part.config, part.config.argument) if part.config.argument else ""
+    return f"{part.plugin.reference}:{main}" if main else part.plugin.reference
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    if len(values) < 2:
+        return [*values, *values][:2]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return [low, high]
+
+
+def _estimates(run: Run, length: float) -> dict[str, float] | None:
+    """What others would estimate for the language model and its head, trained, for a sample of the mean length.
+
+    None for a family that names its sizes in its own way.
+    """
+    llm = run.built.model.llm
+    try:
+        of = Decoder.of(llm.config)
+    except AttributeError:
+        return None
+    rounded = round(length)
+    parameters = sum(row.parameters for row in run.table if row.part == "llm")
+    return {
+        "kaplan": 3 * kaplan_forward_per_token(of, rounded) * length,
+        "chinchilla": 3.0 * sum(chinchilla_forward(of, rounded).values()),
+        "palm": palm_training_per_token(of, rounded, parameters) * length,
+        "megatron": megatron_training(of, rounded, 1),
+    }

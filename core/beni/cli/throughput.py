@@ -1,0 +1,146 @@
+"""`beni throughput`: what combinations of parts cost to train."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beni.bench.grid import Combination, combinations, spelled
+from beni.bench.measure import Windows, measure
+from beni.bench.page import Refused, terminal, told, write_reports
+from beni.bench.scaling import curves
+from beni.cli.options import parse, parse_run
+from beni.config import RunConfig
+from beni.errors import BeniError, ConfigError
+
+DEFAULT = Windows()
+
+
+@dataclass(frozen=True, slots=True)
+class ThroughputOptions:
+    """What combinations of parts cost to train: speed, operations, MFU, memory, and what a step spends its time on.
+
+    All options of `beni train` are taken as well. Parts may be several: --connector mlp perceiver --fusion inline xattn
+    measures four models; --encoder is repeated for that, since several encoders behind one are one model.
+    """
+
+    all: bool = False
+    """Go through all installed connectors and fusions, but for a kind that is named."""
+    warmup: int = DEFAULT.warmup
+    """Steps before anything is measured."""
+    windows: int = DEFAULT.windows
+    """Stretches of steps that are measured; figures are medians over them."""
+    window_steps: int = DEFAULT.window_steps
+    """Steps of each."""
+    peak_tflops: float = 0
+    """Dense peak of one device in the precision of the run, for a GPU that is not in beni's table (0: look it up, or
+    measure a CPU's)."""
+    scaling: bool = False
+    """Also measure how the time of the first combination's step grows with documents, images, the length of a text, the
+    side of images, and latents."""
+    out: str = ""
+    """Folder for report.json, report.md and report.html; by default runs/<time>-throughput."""
+
+
+def throughput(arguments: Sequence[str], program: str) -> None:
+    """Measure, print a table, and write the reports."""
+    options, rest = _own(arguments, program)
+    if min(options.warmup, options.windows - 1, options.window_steps - 1, options.peak_tflops) < 0:
+        raise ConfigError("--warmup and --peak-tflops cannot be negative, --windows and --window-steps are 1 at least")
+    chosen, others = combinations(rest, options.all)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (len(chosen) > 1 or options.scaling):
+        raise ConfigError("several processes measure one combination at a time, and no --scaling")
+    folder = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-throughput")
+    plan = Windows(options.warmup, options.windows, options.window_steps)
+    rows, refused, configs = [], [], []
+    for number, each in enumerate(chosen, start=1):
+        name = " ".join(spelled(each))
+        if len(chosen) > 1:
+            print(f"[{number}/{len(chosen)}] {name}", file=sys.stderr)
+        try:
+            config = _config(each, others, program, folder)
+            rows.append(_measured(config, plan, options.peak_tflops or None, apart=len(chosen) > 1))
+            configs.append(config)
+        except BeniError as error:
+            if len(chosen) == 1:
+                raise
+            refused.append(Refused(name, str(error)))
+            print(f"refused: {error}", file=sys.stderr)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    growth = curves(configs[0]) if options.scaling and configs else []
+    folder.mkdir(parents=True, exist_ok=True)
+    write_reports(folder, rows, refused, _machine(), growth)
+    if not rows:
+        raise ConfigError(f"no combination could be measured; {folder / 'report.md'} says why")
+    print(terminal(rows))
+    print("\n".join(["", *(row["regime_why"] for row in rows if len(rows) == 1), *map(told, growth)]))
+    print(f"wrote {folder / 'report.html'}, report.md and report.json")
+
+
+def _own(arguments: Sequence[str], program: str) -> tuple[ThroughputOptions, list[str]]:
+    """The options of this command, and what is left for `beni train`."""
+    names = [f"--{name.replace('_', '-')}" for name in ThroughputOptions.__dataclass_fields__]
+    own: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in ("-h", "--help") or word == "--all":
+            own.append(word)
+        elif word.partition("=")[0].replace("_", "-") in names:
+            own.append(word)
+            if "=" not in word and (value := next(words, None)) is not None:
+                own.append(value)
+        else:
+            rest.append(word)
+    return parse(ThroughputOptions, own, program), rest
+
+
+def _config(chosen: Combination, others: Sequence[str], program: str, folder: Path) -> RunConfig:
+    """The run of a combination; its folder is one that nothing is kept in."""
+    config = parse_run([*others, *spelled(chosen)], program)
+    if config.run.resume != "never" or config.run.dry_run:
+        raise ConfigError("--resume and --dry-run are about whole runs; leave them out")
+    return replace(config, run=replace(config.run, out=str(folder)))
+
+
+def _measured(config: RunConfig, plan: Windows, peak_tflops: float | None, apart: bool) -> dict[str, Any]:
+    """A row; `apart` in a process of its own, whose memory is nobody else's.
+
+    Raises:
+        ConfigError: that process was killed.
+    """
+    if not apart:
+        return measure(config, plan, peak_tflops)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, config, plan, peak_tflops).result()
+        except BrokenProcessPool as error:
+            raise ConfigError("the process that measured it was killed: often memory has run out") from error
+
+
+def _machine() -> dict[str, Any]:
+    gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return gpu | {
+        "CPU": _cpu(),
+        "cores": os.cpu_count(),
+        "Python": platform.python_version(),
+        "PyTorch": torch.__version__,
+    }
+
+
+def _cpu() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

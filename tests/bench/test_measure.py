@@ -1,0 +1,110 @@
+"""Figures of a short training: they fit together, and are those of the rows it was fed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from beni.bench.measure import Windows, measure
+from beni.data.loader import batches
+from beni.flops.account import FlopMeter
+from beni.flops.count import Flops
+from beni.processes import processes
+from beni.training import freeze
+from beni.training.checkpoint import Position
+from beni.training.loop import train_loop
+from beni.training.prepare import prepare
+from tests.training.small import FUSIONS, SHAPES, small_run, text_file
+
+PLAN = Windows(warmup=2, windows=3, window_steps=2, profiled=1)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_figures_are_those_of_the_rows(tmp_path: Path, fusion: str) -> None:
+    data: dict[str, Any] = {"data": [SHAPES, text_file(tmp_path)], "weights": [0.2, 0.8]}  # rows without an image, too
+    config = small_run(tmp_path / "run", data=data, **FUSIONS[fusion])
+    row = measure(config, PLAN)
+    assert json.loads(json.dumps(row)) == row
+
+    with processes(config.run) as procs:
+        run = prepare(config, procs, None)
+        freeze.apply(run.built.model, run.table)
+        meter = FlopMeter(run.built.model)
+        steps = list(batches(run.feed, Position().place, PLAN.total, 0))[PLAN.warmup : PLAN.timed]
+    rows = [each for _, step in steps for each in step]
+    samples, images = sum(r.stats.samples for r in rows), sum(r.stats.images for r in rows)
+    assert any(not r.stats.images for r in rows) and images
+    counted = [meter.row(r) for r in rows]
+    full = sum((flops for each in counted for flops in each.full.values()), Flops())
+    assert row["flops_per_sample"] == pytest.approx(full.model / samples)
+    assert row["positions_per_sample"] == pytest.approx(sum(r.stats.tokens for r in rows) / samples)
+    assert row["visual_tokens_per_image"] == pytest.approx(sum(r.stats.visual_tokens for r in rows) / images)
+    by_part = row["flops_per_sample_by_part"]
+    assert sum(sum(each.values()) for each in by_part.values()) == pytest.approx(row["flops_per_sample"])
+    assert by_part.keys() == {"encoder.main", "connector", "llm", "head"} | ({"fusion"} if fusion == "xattn" else set())
+
+    assert row["mfu"] == pytest.approx(row["flops_per_s"] / row["peak"]["flops_per_s"])
+    assert row["hfu"] == pytest.approx(row["mfu"]) and row["mfu"] > row["mfu_causal"] > 0
+    low, high = row["samples_per_s_quartiles"]
+    assert low <= row["samples_per_s"] <= high
+    assert row["images_per_s"] < row["samples_per_s"] < row["positions_per_s"]
+    split = dict(row["step_split"])
+    split.pop("communication")
+    assert sum(split.values()) == pytest.approx(1) and min(split.values()) >= 0
+    assert row["regime"] and row["regime"] in row["regime_why"]
+    assert row["estimates_per_sample"].keys() == {"kaplan", "chinchilla", "palm", "megatron"}
+    assert row["connector"] == config.connector.plugin.name and row["encoder"] == "tiny" and row["processes"] == 1
+
+
+def test_what_is_measured_is_what_is_trained(tmp_path: Path) -> None:
+    """The stopwatch and the profiler change no bit."""
+    config = small_run(tmp_path / "run")
+    seen: list[torch.Tensor] = []
+
+    def losses() -> list[torch.Tensor]:
+        taken, seen[:] = list(seen), []
+        return taken
+
+    def loop(*arguments: Any, **named: Any) -> Any:
+        after = named.pop("after_step")
+
+        def after_step(step: Any) -> None:
+            seen.append(step.loss.clone())
+            after(step)
+
+        return train_loop(*arguments, **named, after_step=after_step)
+
+    from beni.bench import measure as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_loop", loop)
+        measure(config, PLAN)
+    measured = losses()
+
+    from beni.training import run as training
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_loop", loop)
+        training.train(small_run(tmp_path / "whole", optim={"steps": PLAN.total}))
+    assert len(measured) == PLAN.total and all(map(torch.equal, measured, losses()))
+
+
+def test_recomputed_activations_are_hardware_flops(tmp_path: Path) -> None:
+    plain, full = (
+        measure(small_run(tmp_path / kind, run={"activation_checkpointing": kind}), PLAN) for kind in ("none", "full")
+    )
+    selective = measure(small_run(tmp_path / "selective", run={"activation_checkpointing": "selective"}), PLAN)
+    assert plain["flops_per_sample"] == full["flops_per_sample"] == selective["flops_per_sample"]
+    assert plain["hfu"] == pytest.approx(plain["mfu"]) and full["hfu"] > 1.1 * full["mfu"]
+    assert selective["mfu"] <= selective["hfu"] < 1.05 * selective["mfu"], "products are kept"
+
+
+def test_a_device_that_nobody_knows_has_no_mfu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from beni.bench import measure as module
+
+    monkeypatch.setattr(module, "peak_of", lambda *_: None)
+    row = measure(small_run(tmp_path / "run"), PLAN)
+    assert (row["mfu"], row["mfu_causal"], row["hfu"], row["peak"]) == (None, None, None, None)
+    assert row["flops_per_s"] > 0

@@ -1,0 +1,81 @@
+"""`beni throughput` from the command line: a table, three reports, and one line for every mistake."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from beni.cli.main import run
+from beni.cli.throughput import _own
+
+SMALL = (
+    "--data shapes?images=12 --workers 0 --rows 1 --row-tokens 512 --device cpu --warmup 1 --windows 2 --window-steps 1"
+)
+TINY = "--encoder.size 16 --encoder.stem 8 --encoder.blocks 0 --encoder.layers 1 --encoder.width 16 --encoder.heads 2"
+
+
+def throughput(words: str, out: Path) -> None:
+    run("throughput", [*words.split(), "--out", str(out)])
+
+
+def test_one_combination(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    throughput(f"{SMALL} {TINY} --peak-tflops 0.5", tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert re.search(r"^mlp × inline\n  samples/s +\d", shown, re.MULTILINE) and "\nbound by " in shown
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    [row] = told["rows"]
+    assert row["peak"] == {"flops_per_s": 5e11, "precision": "fp32", "source": "given"}
+    assert told["machine"]["PyTorch"] and row["device"].startswith("CPU")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.md"]
+
+
+def test_several_are_measured_apart_and_what_cannot_be_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    throughput(f"{SMALL} {TINY} --connector mlp --fusion inline sva", tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["fusion"] for row in told["rows"]] == ["inline"]
+    [refused] = told["refused"]
+    assert refused["parts"] == "--connector mlp --fusion sva" and "keep" in refused["reason"]
+    captured = capsys.readouterr()
+    assert "[2/2] --connector mlp --fusion sva" in captured.err and "refused: " in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--conector mlp", "--connector"),
+        ("--connector perceptron", "perceiver"),
+        ("--windows 0", "--windows and --window-steps are 1 at least"),
+        ("--window-steps many", "--window-steps"),
+        ("--dry-run", "leave them out"),
+        (f"{SMALL} --connector mlp --fusion sva", "keep"),
+        ("--connector", "needs a value"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, said: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        throughput(words, tmp_path / "out")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error, error
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_several_processes_measure_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        throughput("--fusion inline xattn", tmp_path / "out")
+    assert "several processes measure one combination at a time" in capsys.readouterr().err
+
+
+def test_own_options_are_told_from_those_of_training() -> None:
+    options, rest = _own(
+        ["--window_steps", "3", "--rows", "2", "--all", "--out=x", "--connector", "mlp", "--peak-tflops", "1"],
+        "program",
+    )
+    assert (options.window_steps, options.all, options.out, options.peak_tflops) == (3, True, "x", 1)
+    assert rest == ["--rows", "2", "--connector", "mlp"]
