@@ -31,9 +31,7 @@ def test_the_interval_holds_the_share_and_narrows_with_items() -> None:
     assert widths == sorted(widths, reverse=True)
 
 
-@pytest.mark.parametrize(
-    "show", [figures.percent, figures.whole, figures.decimal, figures.quantity, figures.size, figures.duration]
-)
+@pytest.mark.parametrize("show", figures.ALL)
 def test_what_is_missing_becomes_a_dash(show) -> None:
     assert show(None) == "–"
 
@@ -50,6 +48,10 @@ def test_what_is_missing_becomes_a_dash(show) -> None:
         (figures.quantity(1_438_880), "1.44 M"),
         (figures.quantity(999_999), "1000 k"),
         (figures.quantity(7_000_000_000), "7.00 B"),
+        (figures.operations(85_823_423), "85.8 M"),
+        (figures.operations(1.35e10), "13.5 G"),
+        (figures.operations(989.4e12), "989 T"),
+        (figures.operations(12), "12 "),
         (figures.size(3 * 2**30), "3.00 GiB"),
         (figures.size(1023 * 2**20), "1023 MiB"),
         (figures.duration(4.21), "4.2 s"),

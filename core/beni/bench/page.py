@@ -8,7 +8,7 @@ from typing import Any
 
 from beni.bench.scaling import Curve
 from beni.report.curves import Plot, make_plot
-from beni.report.figures import percent, quantity, size, whole
+from beni.report.figures import operations, percent, quantity, size, whole
 from beni.report.render import write_page
 from beni.training.outputs import write_json
 
@@ -17,8 +17,8 @@ COLUMNS = {
     "samples/s": lambda row: f"{row['samples_per_s']:,.4g} ({_spread(row)})",
     "images/s": lambda row: f"{row['images_per_s']:,.4g}",
     "positions/s": lambda row: whole(row["positions_per_s"]),
-    "FLOPs/sample": lambda row: quantity(row["flops_per_sample"]),
-    "FLOP/s": lambda row: quantity(row["flops_per_s"]),
+    "per sample": lambda row: f"{operations(row['flops_per_sample'])}FLOPs",
+    "per second": lambda row: f"{operations(row['flops_per_s'])}FLOPs",
     "MFU": lambda row: percent(row["mfu"]),
     "MFU causal": lambda row: percent(row["mfu_causal"]),
     "HFU": lambda row: percent(row["hfu"]),
@@ -203,7 +203,7 @@ def _flops(rows: Sequence[Mapping[str, Any]]) -> Bars:
     names = tuple(dict.fromkeys(f"{part}, {which}" for parts in by_part for part in parts for which in parts[part]))
     drawn = tuple(
         tuple(
-            Piece(name, number, 100 * count / most, quantity(count))
+            Piece(name, number, 100 * count / most, operations(count))
             for number, name in enumerate(names)
             for part, _, which in [name.rpartition(", ")]
             if (count := parts.get(part, {}).get(which, 0.0))
@@ -211,7 +211,7 @@ def _flops(rows: Sequence[Mapping[str, Any]]) -> Bars:
         for parts in by_part
     )
     return Bars(
-        "Operations of a sample", "FLOPs", names, drawn, tuple(quantity(row["flops_per_sample"]) for row in rows)
+        "Operations of a sample", "FLOPs", names, drawn, tuple(operations(row["flops_per_sample"]) for row in rows)
     )
 
 

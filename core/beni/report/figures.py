@@ -53,6 +53,16 @@ def quantity(count: float | None) -> str:
     return f"{count:,.0f}"
 
 
+def operations(count: float | None) -> str:
+    """Floating point operations: 85823423 as `85.8 M`, 1.35e10 as `13.5 G`."""
+    if count is None:
+        return MISSING
+    for power, prefix in ((5, "P"), (4, "T"), (3, "G"), (2, "M"), (1, "k")):
+        if count >= 1000**power:
+            return f"{_three(count / 1000**power)} {prefix}"
+    return f"{count:,.0f} "
+
+
 def size(count: float | None) -> str:
     """Bytes: 3221225472 as `3.00 GiB`."""
     if count is None:
@@ -79,3 +89,7 @@ def duration(seconds: float | None) -> str:
         return f"{rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+ALL = (percent, whole, decimal, quantity, operations, size, duration)
+"""What templates may use by name."""

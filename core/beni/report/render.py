@@ -25,7 +25,15 @@ def write_page(path: Path, template: str, values: Mapping[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (figures.percent, figures.whole, figures.decimal, figures.quantity, figures.size, figures.duration)
+    filters = (
+        figures.percent,
+        figures.whole,
+        figures.decimal,
+        figures.quantity,
+        figures.operations,
+        figures.size,
+        figures.duration,
+    )
     environment.filters.update({function.__name__: function for function in filters})
     draft = path.with_name(f".{path.name}")
     draft.write_text(environment.get_template(template).render(values), encoding="utf-8", errors="replace")
