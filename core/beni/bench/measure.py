@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from beni.bench.ready import ready
 from beni.bench.regime import Regime, divide
 from beni.bench.stopwatch import BACKWARD, CONNECT, ENCODE, FORWARD, LLM, OPTIMIZER, WAIT, Stopwatch, timed, waited
 from beni.config import RunConfig
@@ -25,15 +26,11 @@ from beni.flops.estimates import (
     palm_training_per_token,
 )
 from beni.flops.peaks import Peak, peak_of
-from beni.model.parts import stacks
 from beni.processes import Processes, processes
-from beni.training import freeze
 from beni.training.checkpoint import Position
 from beni.training.loop import StepReport, train_loop
 from beni.training.metrics import peak_memory_bytes
-from beni.training.parallel import parallelize
 from beni.training.prepare import Run, prepare
-from beni.training.recompute import DEAR
 
 REST = "rest"
 """Of a step: clipping, logging, and everything else that is not timed by itself."""
@@ -108,13 +105,8 @@ def measure(config: RunConfig, plan: Windows, peak_tflops: float | None = None) 
 
 def _measure(config: RunConfig, procs: Processes, plan: Windows, peak_tflops: float | None) -> dict[str, Any]:
     run = prepare(config, procs, None)
-    model, table = run.built.model, run.table
-    freeze.apply(model, table)
-    meter = _meter(run)
-    parallelize(model, procs, config.run, freeze.frozen_encoders(table))
-    freeze.apply(model, table)
-    groups = freeze.parameter_groups(model, table, config.optim)
-    optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
+    start = ready(run)
+    model, optimizer, meter = run.built.model, start.optimizer, start.meter
     peak = peak_of(procs.device, procs.dtype, peak_tflops)
     recorder = _Recorder(plan, meter, procs.device)
     data = config.data
@@ -133,13 +125,6 @@ def _measure(config: RunConfig, procs: Processes, plan: Windows, peak_tflops: fl
             after_backward=backward_ends,
         )
     return _row(run, recorder, peak)
-
-
-def _meter(run: Run) -> FlopMeter:
-    options = run.config.run
-    blocks = [block for stack in stacks(run.built.model) for block in stack[:: options.activation_checkpointing_every]]
-    recomputed = [] if options.activation_checkpointing == "none" else blocks
-    return FlopMeter(run.built.model, recomputed, DEAR if options.activation_checkpointing == "selective" else [])
 
 
 class _Recorder:

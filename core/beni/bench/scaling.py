@@ -17,19 +17,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from beni.bench.ready import ready
 from beni.config import Part, RunConfig
 from beni.data.batch import PackedBatch, pack
 from beni.data.document import Composer
 from beni.data.plan import Place
 from beni.errors import ConfigError, IncompatiblePartsError
-from beni.flops.account import FlopMeter
 from beni.flops.count import Flops
 from beni.processes import Processes, processes
 from beni.sample import ImageRef, Sample, Turn
-from beni.training import freeze
 from beni.training.checkpoint import Position
 from beni.training.loop import StepReport, train_loop
-from beni.training.parallel import parallelize
 from beni.training.prepare import prepare
 
 SLOWEST = 1.1
@@ -105,13 +103,8 @@ def _variant(config: RunConfig, procs: Processes, amount: int) -> Iterator[Point
 def _times(config: RunConfig, procs: Processes, made: dict[int, Callable[[Composer], PackedBatch]]) -> Iterator[Point]:
     """Steps over each of some rows, by one model."""
     run = prepare(config, procs, None)
-    model = run.built.model
-    freeze.apply(model, run.table)
-    meter = FlopMeter(model)
-    parallelize(model, procs, config.run, freeze.frozen_encoders(run.table))
-    freeze.apply(model, run.table)
-    groups = freeze.parameter_groups(model, run.table, config.optim)
-    optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
+    start = ready(run)
+    model, optimizer = run.built.model, start.optimizer
     for amount, make in made.items():
         row = make(run.built.composer)
         clock: list[float] = []
@@ -124,7 +117,7 @@ def _times(config: RunConfig, procs: Processes, made: dict[int, Callable[[Compos
         total = WARMUP + TIMED
         steps = iter([(Place(0, number), [row]) for number in range(total)])
         train_loop(model, optimizer, steps, Position(), total, config.optim, procs, after_step)
-        flops = sum(meter.row(row).full.values(), Flops()).model
+        flops = sum(start.meter.row(row).full.values(), Flops()).model
         yield Point(amount, median(np.diff(clock)[WARMUP - 1 :].tolist()), flops)
 
 
