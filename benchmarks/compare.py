@@ -3,8 +3,8 @@
     python benchmarks/compare.py --out runs/compare
 
 SmolLM2-135M under CLIP ViT-B/32, whose weights are drawn and frozen; connector and language model are trained. Losses
-are compared first: all three compute one function. Then the contenders take turns, window by window; Trainer with the
-micro-batch that was best for it.
+are compared first: they compute one function. Then beni and each of the others take turns, window by window; Trainer
+with the micro-batch that was best for it. Two at a time are in memory.
 """
 
 import json
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import tyro
@@ -42,8 +42,25 @@ class Options:
     sizes: Sizes = field(default_factory=Sizes)
 
 
+class Race(NamedTuple):
+    """Windows of beni and of another, taken in turn."""
+
+    ours: Sequence[Stretch]
+    theirs: Sequence[Stretch]
+
+    @property
+    def speed(self) -> float:
+        """beni's samples per second by the other's."""
+        return _speed(self.ours) / _speed(self.theirs)
+
+    @property
+    def memory(self) -> float:
+        """beni's peak by the other's."""
+        return _memory(self.ours) / _memory(self.theirs)
+
+
 class Contender:
-    """A process that trains when it is its turn."""
+    """A process that trains when it is its turn; it ends with the block."""
 
     def __init__(self, name: str, run: Callable[..., None], contest: Contest, *arguments: int) -> None:
         self.name = name
@@ -52,17 +69,31 @@ class Contender:
         self.process = context.Process(target=run, args=(contest, theirs, *arguments))
         self.process.start()
         theirs.close()
-        self.pipe.recv()
+        self._told()
+
+    def __enter__(self) -> "Contender":
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: Any) -> None:
+        if failed is None:
+            self.pipe.send("go")  # behind its last window
+        else:
+            self.process.terminate()
+        self.process.join()
 
     def go(self) -> Stretch:
         """Let it train for a window."""
         self.pipe.send("go")
-        return self.pipe.recv()
+        return self._told()
 
-    def end(self) -> None:
-        """Behind its last window."""
-        self.pipe.send("go")
-        self.process.join()
+    def _told(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise SystemExit(
+                f"error: {self.name} ended with code {self.process.exitcode} (-9: memory ran out)"
+            ) from None
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -78,8 +109,9 @@ def main(options: Options) -> dict[str, Any]:
         grid = {size: alone(contest, 2, size) for size in MICRO_BATCHES}
         best = max(grid, key=lambda size: grid[size])
         print("Trainer, samples/s by micro-batch:", ", ".join(f"{size}: {speed:.3g}" for size, speed in grid.items()))
-        stretches = race(contest, options.windows, best)
-    result = summary(stretches) | {"agreement": agreement, "trainer_grid": grid, "trainer_micro_batch": best}
+        others = {"plain": (plain,), "trainer": (trainer, best)}
+        races = {name: race(contest, options.windows, name, *other) for name, other in others.items()}
+    result = summary(races) | {"agreement": agreement, "trainer_grid": grid, "trainer_micro_batch": best}
     result["machine"] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     (out / "compare.json").write_text(json.dumps(result, indent=2) + "\n")
     print(told(result))
@@ -91,9 +123,8 @@ def agree(contest: Contest, steps: int) -> float:
     contest = replace(contest, steps=steps, window=steps)
     losses = []
     for name, run in (("beni", beni), ("plain", plain)):
-        contender = Contender(name, run, contest)
-        losses.append(contender.go().losses)
-        contender.end()
+        with Contender(name, run, contest) as contender:
+            losses.append(contender.go().losses)
     worst = max(abs(ours / theirs - 1) for ours, theirs in zip(*losses, strict=True))
     print(f"losses of {steps} steps in {contest.dtype} differ by at most {worst:.1e}", file=sys.stderr)
     return worst
@@ -101,55 +132,62 @@ def agree(contest: Contest, steps: int) -> float:
 
 def alone(contest: Contest, windows: int, micro_batch: int) -> float:
     """Samples per second of Trainer with a micro-batch, without its first window."""
-    contender = Contender("trainer", trainer, replace(contest, steps=windows * contest.window), micro_batch)
-    speeds = [contender.go().samples_per_s for _ in range(windows)]
-    contender.end()
+    contest = replace(contest, steps=windows * contest.window)
+    with Contender(f"trainer {micro_batch}", trainer, contest, micro_batch) as contender:
+        speeds = [contender.go().samples_per_s for _ in range(windows)]
     return median(speeds[1:])
 
 
-def race(contest: Contest, windows: int, micro_batch: int) -> dict[str, list[Stretch]]:
-    """All three in turn; without each one's first window."""
+def race(contest: Contest, windows: int, name: str, run: Callable[..., None], *arguments: int) -> Race:
+    """beni and another in turn, without the first window of each."""
     contest = replace(contest, steps=(windows + 1) * contest.window)
-    contenders = [
-        Contender("beni", beni, contest),
-        Contender("plain", plain, contest),
-        Contender("trainer", trainer, contest, micro_batch),
-    ]
-    stretches: dict[str, list[Stretch]] = {contender.name: [] for contender in contenders}
-    for _ in range(windows + 1):
-        for contender in contenders:
-            stretches[contender.name].append(contender.go())
-    for contender in contenders:
-        contender.end()
-    return {name: each[1:] for name, each in stretches.items()}
+    with Contender("beni", beni, contest) as ours, Contender(name, run, contest, *arguments) as theirs:
+        turns = [(ours.go(), theirs.go()) for _ in range(windows + 1)]
+    return Race(*zip(*turns[1:], strict=True))
 
 
-def summary(stretches: Mapping[str, Sequence[Stretch]]) -> dict[str, Any]:
-    """Medians of each, and beni by the best other."""
-    contenders = {
-        name: {
-            "samples_per_s": median(stretch.samples_per_s for stretch in each),
-            "windows": [stretch.samples_per_s for stretch in each],
-            "peak_memory_bytes": max(stretch.peak_memory_bytes for stretch in each),
-        }
-        for name, each in stretches.items()
+def summary(races: Mapping[str, Race]) -> dict[str, Any]:
+    """Each race, and beni by the other that comes off best in it."""
+    return {
+        "samples_per_s_ratio": min(each.speed for each in races.values()),
+        "peak_memory_ratio": max(each.memory for each in races.values()),
+        "races": {
+            name: {
+                "samples_per_s_ratio": each.speed,
+                "peak_memory_ratio": each.memory,
+                "beni": _figures(each.ours),
+                name: _figures(each.theirs),
+            }
+            for name, each in races.items()
+        },
     }
-    others = [each for name, each in contenders.items() if name != "beni"]
-    speed = contenders["beni"]["samples_per_s"] / max(each["samples_per_s"] for each in others)
-    memory = contenders["beni"]["peak_memory_bytes"] / min(each["peak_memory_bytes"] for each in others)
-    return {"samples_per_s_ratio": speed, "peak_memory_ratio": memory, "contenders": contenders}
+
+
+def _figures(stretches: Sequence[Stretch]) -> dict[str, Any]:
+    return {
+        "samples_per_s": _speed(stretches),
+        "windows": [stretch.samples_per_s for stretch in stretches],
+        "peak_memory_bytes": _memory(stretches),
+    }
+
+
+def _speed(stretches: Sequence[Stretch]) -> float:
+    return median(stretch.samples_per_s for stretch in stretches)
+
+
+def _memory(stretches: Sequence[Stretch]) -> int:
+    return max(stretch.peak_memory_bytes for stretch in stretches)
 
 
 def told(result: Mapping[str, Any]) -> str:
     """A table for the terminal."""
     lines = [
-        f"{name:<8} {each['samples_per_s']:>8.3g} samples/s {each['peak_memory_bytes'] / 2**30:>6.2f} GiB"
-        for name, each in result["contenders"].items()
+        f"{who:<8} {each['samples_per_s']:>8.3g} samples/s {each['peak_memory_bytes'] / 2**30:>6.2f} GiB"
+        for name, race in result["races"].items()
+        for who, each in ((who, race[who]) for who in ("beni", name))
     ]
-    ratios = (
-        f"beni / the best other: speed {result['samples_per_s_ratio']:.2f}, memory {result['peak_memory_ratio']:.2f}"
-    )
-    return "\n".join([*lines, ratios])
+    speed, memory = result["samples_per_s_ratio"], result["peak_memory_ratio"]
+    return "\n".join([*lines, f"beni / the best other: speed {speed:.2f}, memory {memory:.2f}"])
 
 
 if __name__ == "__main__":
