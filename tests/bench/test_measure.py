@@ -9,6 +9,7 @@ import torch
 
 from beni.bench.measure import Windows, measure
 from beni.data.loader import batches
+from beni.errors import DataError
 from beni.flops.account import FlopMeter
 from beni.flops.count import Flops
 from beni.processes import processes
@@ -88,7 +89,8 @@ def test_what_is_measured_is_what_is_trained(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_loop", loop)
         training.train(small_run(tmp_path / "whole", optim={"steps": PLAN.total}))
-    assert len(measured) == PLAN.total and all(map(torch.equal, measured, losses()))
+    whole = losses()
+    assert len(measured) == len(whole) == PLAN.total and all(map(torch.equal, measured, whole))
 
 
 def test_recomputed_activations_are_hardware_flops(tmp_path: Path) -> None:
@@ -108,3 +110,42 @@ def test_a_device_that_nobody_knows_has_no_mfu(tmp_path: Path, monkeypatch: pyte
     row = measure(small_run(tmp_path / "run"), PLAN)
     assert (row["mfu"], row["mfu_causal"], row["hfu"], row["peak"]) == (None, None, None, None)
     assert row["flops_per_s"] > 0
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_a_window_lasts_as_long_as_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warmup: int) -> None:
+    """A clock that only the loop turns on: a second for each step, whatever else looks at it."""
+    from beni.bench import measure as module
+
+    now = 0.0
+
+    def loop(*arguments: Any, **named: Any) -> Any:
+        after = named.pop("after_step")
+
+        def after_step(step: Any) -> None:
+            nonlocal now
+            now += 1.0
+            after(step)
+
+        return train_loop(*arguments, **named, after_step=after_step)
+
+    monkeypatch.setattr(module, "train_loop", loop)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    row = measure(small_run(tmp_path / "run"), Windows(warmup, windows=2, window_steps=3, profiled=1), 1.0)
+    assert row["step_s"] == 1.0
+    assert row["flops_per_s"] == pytest.approx(row["flops_per_sample"] * row["samples_per_s"], rel=0.3)
+
+
+def test_data_of_which_nothing_can_be_read_is_told(tmp_path: Path) -> None:
+    items = [
+        {
+            "id": f"n{n}",
+            "image": "gone.png",
+            "conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a"}],
+        }
+        for n in range(8)
+    ]
+    (tmp_path / "bad.json").write_text(json.dumps(items))
+    config = small_run(tmp_path / "run", data={"data": [f"llava:{tmp_path / 'bad.json'}"]})
+    with pytest.raises(DataError, match=r"no sample could be trained on: sample 'n\d'"):
+        measure(config, PLAN)

@@ -49,7 +49,7 @@ def test_several_are_measured_apart_and_what_cannot_be_is_told(
         ("--connector perceptron", "perceiver"),
         ("--windows 0", "--windows and --window-steps are 1 at least"),
         ("--window-steps many", "--window-steps"),
-        ("--dry-run", "leave them out"),
+        ("--scaling --no-all --dry-run", "leave them out"),
         (f"{SMALL} --connector mlp --fusion sva", "keep"),
         ("--connector", "needs a value"),
     ],

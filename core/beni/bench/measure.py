@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from statistics import median, quantiles
 from typing import Any
 
@@ -15,8 +16,9 @@ from beni.bench.regime import Regime, divide
 from beni.bench.stopwatch import BACKWARD, CONNECT, ENCODE, FORWARD, LLM, OPTIMIZER, WAIT, Stopwatch, timed, waited
 from beni.config import RunConfig
 from beni.data.batch import PackedBatch
-from beni.data.loader import batches
-from beni.flops.account import FlopMeter
+from beni.data.loader import batches, worker_deaths_told
+from beni.errors import DataError
+from beni.flops.account import FlopMeter, RowFacts
 from beni.flops.count import Flops, PartFlops, added
 from beni.flops.estimates import (
     Decoder,
@@ -27,6 +29,7 @@ from beni.flops.estimates import (
 )
 from beni.flops.peaks import Peak, peak_of
 from beni.processes import Processes, processes
+from beni.training import freeze
 from beni.training.checkpoint import Position
 from beni.training.loop import StepReport, train_loop
 from beni.training.metrics import peak_memory_bytes
@@ -69,20 +72,27 @@ class Window:
     positions: int = 0
     """Of the language model, without padding and blank images."""
     visual_tokens: int = 0
+    facts: list[RowFacts] = field(default_factory=list)
+    """Of its rows, until their operations are counted."""
     flops: PartFlops = field(default_factory=dict)
     causal: PartFlops = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
 
     def add(self, rows: Sequence[PackedBatch], meter: FlopMeter) -> None:
-        """Count the rows of a step."""
+        """Note the rows of a step."""
         for row in rows:
-            cost = meter.row(row)
+            self.facts.append(meter.facts(row))
             self.samples += row.stats.samples
             self.images += row.stats.images
             self.positions += row.stats.tokens
             self.visual_tokens += row.stats.visual_tokens
-            self.flops = added(self.flops, cost.full)
-            self.causal = added(self.causal, cost.causal)
+
+    def count(self, meter: FlopMeter) -> None:
+        """Count the operations of the rows."""
+        for facts in self.facts:
+            cost = meter.cost(facts)
+            self.flops, self.causal = added(self.flops, cost.full), added(self.causal, cost.causal)
+        self.facts = []
 
 
 def measure(config: RunConfig, plan: Windows, peak_tflops: float | None = None) -> dict[str, Any]:
@@ -110,9 +120,21 @@ def _measure(config: RunConfig, procs: Processes, plan: Windows, peak_tflops: fl
     peak = peak_of(procs.device, procs.dtype, peak_tflops)
     recorder = _Recorder(plan, meter, procs.device)
     data = config.data
-    rows = batches(run.feed, Position().place, plan.total, data.workers, procs.rank, procs.world)
-    with closing(recorder), closing(rows), timed(model, optimizer, recorder.watch) as backward_ends:
+    workers: list[BaseProcess] = []
+    rows = batches(run.feed, Position().place, plan.total, data.workers, procs.rank, procs.world, workers)
+
+    def after_backward() -> None:
+        backward_ends()
+        freeze.assert_gradients(model, run.table)
+
+    with (
+        closing(recorder),
+        closing(rows),
+        worker_deaths_told(workers),
+        timed(model, optimizer, recorder.watch) as backward_ends,
+    ):
         steps = waited(rows, recorder.watch)
+        recorder.begin()
         train_loop(
             model,
             optimizer,
@@ -122,13 +144,17 @@ def _measure(config: RunConfig, procs: Processes, plan: Windows, peak_tflops: fl
             config.optim,
             procs,
             after_step=recorder.after_step,
-            after_backward=backward_ends,
+            after_backward=after_backward,
         )
+    for window in recorder.windows:
+        window.count(meter)
+    if not procs.sum(sum(window.samples for window in recorder.windows))[0]:
+        raise DataError(f"no sample could be trained on: {_first_bad(recorder.bad)}")
     return _row(run, recorder, peak)
 
 
 class _Recorder:
-    """What happens behind each step. The clock stands still while it does."""
+    """What happens behind each step. The clock goes on within a window: data workers do, too."""
 
     def __init__(self, plan: Windows, meter: FlopMeter, device: torch.device) -> None:
         self.plan, self.meter, self.device = plan, meter, device
@@ -140,28 +166,34 @@ class _Recorder:
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
         self.profiler = profile(activities=activities)
         self.profiling = False
+        self.bad: dict[str, str] = {}
+        """Sample id → why it was left out."""
+
+    def begin(self) -> None:
+        """Before the first step."""
+        self.clock = time.perf_counter()
 
     def after_step(self, step: StepReport) -> None:
         done, plan = step.position.steps, self.plan
-        boundary = done >= plan.warmup and (done - plan.warmup) % plan.window_steps == 0 and done <= plan.timed
-        if boundary or done == plan.total:
-            times = self.watch.read()
-        now = time.perf_counter()
+        self.bad.update(pair for batch in step.batches for pair in batch.stats.bad)
         if plan.warmup < done <= plan.timed:
             self.open.add(step.batches, self.meter)
-            if boundary:
-                self.open.seconds, self.open.times = now - self.clock, times
-                self.windows.append(self.open)
-        if boundary:
-            self.open, self.clock = Window(), now
-        if done == plan.total and self.profiling:
+        boundary = plan.warmup <= done <= plan.timed and (done - plan.warmup) % plan.window_steps == 0
+        if not boundary and done != plan.total:
+            return
+        times = self.watch.read()
+        seconds = time.perf_counter() - self.clock
+        if boundary and done > plan.warmup:
+            self.open.seconds, self.open.times = seconds, times
+            self.windows.append(self.open)
+        if self.profiling:
             self.close()
             on_gpu = self.device.type == "cuda"
-            self.regime = divide(self.profiler.key_averages(), now - self.clock, times.get(WAIT, 0.0), on_gpu)
+            self.regime = divide(self.profiler.key_averages(), seconds, times.get(WAIT, 0.0), on_gpu)
         elif done == plan.timed and plan.profiled:
             self.profiler.start()
             self.profiling = True
-        self.clock += time.perf_counter() - now
+        self.open, self.clock = Window(), time.perf_counter()
 
     def close(self) -> None:
         """Let the profiler go."""
@@ -209,12 +241,18 @@ def _row(run: Run, recorder: _Recorder, peak: Peak | None) -> dict[str, Any]:
         "regime": recorder.regime and recorder.regime.bound_by,
         "regime_why": recorder.regime and str(recorder.regime),
         "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
+        "skipped_samples": sum(procs.gather(len(recorder.bad))),
         "visual_tokens_per_image": sum(w.visual_tokens for w in whole) / images if images else None,
         "positions_per_sample": positions / samples,
         "parameters": sum(row.parameters for row in run.table),
         "trainable_parameters": sum(row.trained for row in run.table),
         "estimates_per_sample": _estimates(run, positions / samples),
     }
+
+
+def _first_bad(bad: Mapping[str, str]) -> str:
+    name, why = next(iter(bad.items()), ("", "the rows are empty"))
+    return f"sample '{name}': {why}" if name else why
 
 
 def _total(counts: Mapping[str, Flops]) -> Flops:

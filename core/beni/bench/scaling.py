@@ -7,6 +7,7 @@ line through times and operations does.
 
 import dataclasses
 import io
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -30,8 +31,6 @@ from beni.training.checkpoint import Position
 from beni.training.loop import StepReport, train_loop
 from beni.training.prepare import prepare
 
-SLOWEST = 1.1
-"""An exponent above this grows faster than what there is to compute."""
 WARMUP, TIMED = 2, 5
 """Steps of each row."""
 LENGTH = 96
@@ -49,6 +48,8 @@ class Point:
     """Of a step, median."""
     flops: float
     """Of the model, forward and backward."""
+    positions: int = 0
+    """Of the language model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,11 @@ def curves(config: RunConfig) -> list[Curve]:
         rows: dict[str, dict[int, Callable[[Composer], PackedBatch]]] = {
             "documents": {n: _row_of(documents=n) for n in (1, 2, 4, 8, 16)},
             "images": {n: _row_of(documents=n, images=1) for n in (1, 2, 4, 8, 16)},
-            "positions of a text": {n: _row_of(length=n) for n in (64, 128, 256, 512, 1024)},
         }
+        texts = {n: _row_of(length=n) for n in (64, 128, 256, 512, 1024)}
         found = [Curve(of, tuple(_times(config, procs, made))) for of, made in rows.items()]
+        lengths = tuple(replace(point, amount=point.positions) for point in _times(config, procs, texts))
+        found.append(Curve("positions of a text", lengths))
         for of, variants in (("image side", _sizes(config)), ("latents", _latents(config))):
             points = [point for amount, variant in variants for point in _variant(variant, procs, amount)]
             if len(points) > 2:
@@ -105,8 +108,11 @@ def _times(config: RunConfig, procs: Processes, made: dict[int, Callable[[Compos
     run = prepare(config, procs, None)
     start = ready(run)
     model, optimizer = run.built.model, start.optimizer
+    longest = getattr(model.llm.config, "max_position_embeddings", None) or math.inf
     for amount, make in made.items():
         row = make(run.built.composer)
+        if max(segment.length for segment in row.segments) > longest:
+            continue
         clock: list[float] = []
 
         def after_step(step: StepReport, clock: list[float] = clock) -> None:
@@ -118,7 +124,7 @@ def _times(config: RunConfig, procs: Processes, made: dict[int, Callable[[Compos
         steps = iter([(Place(0, number), [row]) for number in range(total)])
         train_loop(model, optimizer, steps, Position(), total, config.optim, procs, after_step)
         flops = sum(start.meter.row(row).full.values(), Flops()).model
-        yield Point(amount, median(np.diff(clock)[WARMUP - 1 :].tolist()), flops)
+        yield Point(amount, median(np.diff(clock)[WARMUP - 1 :].tolist()), flops, row.stats.tokens)
 
 
 def _row_of(documents: int = 1, images: int = 0, length: int = LENGTH) -> Callable[[Composer], PackedBatch]:

@@ -17,10 +17,10 @@ import torch
 from beni.bench.grid import Combination, combinations, spelled
 from beni.bench.measure import Windows, measure
 from beni.bench.page import Refused, terminal, told, write_reports
-from beni.bench.scaling import curves
+from beni.bench.scaling import Curve, curves
 from beni.cli.options import parse, parse_run
 from beni.config import RunConfig
-from beni.errors import BeniError, ConfigError
+from beni.errors import BeniError, ConfigError, first_line
 
 DEFAULT = Windows()
 
@@ -59,9 +59,18 @@ def throughput(arguments: Sequence[str], program: str) -> None:
     chosen, others = combinations(rest, options.all)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (len(chosen) > 1 or options.scaling):
         raise ConfigError("several processes measure one combination at a time, and no --scaling")
-    folder = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-throughput")
+    folder = _folder(options.out)
     plan = Windows(options.warmup, options.windows, options.window_steps)
-    rows, refused, configs = [], [], []
+    rows: list[dict[str, Any]] = []
+    refused: list[Refused] = []
+    configs: list[RunConfig] = []
+    growth: list[Curve] = []
+
+    def report() -> None:
+        if os.environ.get("RANK", "0") == "0":
+            folder.mkdir(parents=True, exist_ok=True)
+            write_reports(folder, rows, refused, _machine(), growth)
+
     for number, each in enumerate(chosen, start=1):
         name = " ".join(spelled(each))
         if len(chosen) > 1:
@@ -70,21 +79,36 @@ def throughput(arguments: Sequence[str], program: str) -> None:
             config = _config(each, others, program, folder)
             rows.append(_measured(config, plan, options.peak_tflops or None, apart=len(chosen) > 1))
             configs.append(config)
-        except BeniError as error:
+        except Exception as error:
             if len(chosen) == 1:
                 raise
-            refused.append(Refused(name, str(error)))
-            print(f"refused: {error}", file=sys.stderr)
+            why = str(error) if isinstance(error, BeniError) else f"{type(error).__name__}: {first_line(error)}"
+            refused.append(Refused(name, why))
+            print(f"refused: {why}", file=sys.stderr)
+        report()  # what has been measured is not lost, whatever comes
     if os.environ.get("RANK", "0") != "0":
         return
-    growth = curves(configs[0]) if options.scaling and configs else []
-    folder.mkdir(parents=True, exist_ok=True)
-    write_reports(folder, rows, refused, _machine(), growth)
     if not rows:
         raise ConfigError(f"no combination could be measured; {folder / 'report.md'} says why")
+    if options.scaling:
+        growth += curves(configs[0])
+        report()
     print(terminal(rows))
     print("\n".join(["", *(row["regime_why"] for row in rows if len(rows) == 1), *map(told, growth)]))
     print(f"wrote {folder / 'report.html'}, report.md and report.json")
+
+
+def _folder(out: str) -> Path:
+    """The folder for the reports.
+
+    Raises:
+        ConfigError: it is a file, or the folder of a run.
+    """
+    folder = Path(out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-throughput")
+    if folder.is_file() or (folder / "config.json").exists():
+        what = "is a file" if folder.is_file() else "holds a run"
+        raise ConfigError(f"--out {folder} {what}: choose another folder for the reports")
+    return folder
 
 
 def _own(arguments: Sequence[str], program: str) -> tuple[ThroughputOptions, list[str]]:

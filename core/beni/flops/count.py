@@ -40,7 +40,8 @@ class Flops(NamedTuple):
     forward: float = 0
     backward: float = 0
     again: float = 0
-    """Of forward passes that the backward pass repeats, where activations are recomputed."""
+    """Of forward passes that the backward pass repeats, where activations are recomputed; whole ones, by convention:
+    PyTorch leaves out what is behind the last tensor that it needs."""
 
     @property
     def model(self) -> float:

@@ -25,13 +25,13 @@ class _Dense(NamedTuple):
     fp16: float
 
 
-def _ampere(bf16: float, tf32: float | None, fp32: float) -> _Dense:
-    """Of a generation that computes in bf16 as fast as in fp16."""
+def _alike(bf16: float, tf32: float | None, fp32: float) -> _Dense:
+    """Of a device that computes in bf16 as fast as in fp16."""
     return _Dense(bf16, tf32, fp32, bf16)
 
 
-_A100 = _ampere(312, 156, 19.5)
-_H100_SXM = _ampere(989.4, 494.7, 66.9)
+_A100 = _alike(312, 156, 19.5)
+_H100_SXM = _alike(989.4, 494.7, 66.9)
 _V100_SXM = _Dense(None, None, 15.7, 125)
 _V100_PCIE = _Dense(None, None, 14, 112)
 
@@ -43,16 +43,16 @@ PEAKS: dict[str, _Dense] = {
     "NVIDIA A100 80GB PCIe": _A100,
     # H100 architecture whitepaper, table 2; H100 datasheet for NVL; H200 datasheet
     "NVIDIA H100 80GB HBM3": _H100_SXM,
-    "NVIDIA H100 PCIe": _ampere(756, 378, 51.2),
-    "NVIDIA H100 NVL": _ampere(835.5, 417.5, 60),
+    "NVIDIA H100 PCIe": _alike(756, 378, 51.2),
+    "NVIDIA H100 NVL": _alike(835.5, 417.5, 60),
     "NVIDIA H200": _H100_SXM,
     # HGX B200 datasheet: an eighth of the board
-    "NVIDIA B200": _ampere(2250, 1125, 75),
+    "NVIDIA B200": _alike(2250, 1125, 75),
     # L4, L40S datasheets
-    "NVIDIA L4": _ampere(121, 60, 30.3),
-    "NVIDIA L40S": _ampere(362.05, 183, 91.6),
+    "NVIDIA L4": _alike(121, 60, 30.3),
+    "NVIDIA L40S": _alike(362.05, 183, 91.6),
     # A10G: the variant of the A10 that AWS has, with fewer tensor cores in use
-    "NVIDIA A10G": _ampere(70, 35, 35),
+    "NVIDIA A10G": _alike(70, 35, 35),
     # T4, V100 datasheets
     "Tesla T4": _Dense(None, None, 8.1, 65),
     "Tesla V100-SXM2-16GB": _V100_SXM,
@@ -60,10 +60,10 @@ PEAKS: dict[str, _Dense] = {
     "Tesla V100-PCIE-16GB": _V100_PCIE,
     "Tesla V100-PCIE-32GB": _V100_PCIE,
     # Ada and Ampere GA102 whitepapers: with sums in fp32, half as fast as with sums in fp16
-    "NVIDIA GeForce RTX 4090": _ampere(165.2, 82.6, 82.6),
-    "NVIDIA GeForce RTX 3090": _ampere(71, 35.6, 35.6),
+    "NVIDIA GeForce RTX 4090": _alike(165.2, 82.6, 82.6),
+    "NVIDIA GeForce RTX 3090": _alike(71, 35.6, 35.6),
     # MI300X datasheet, AMD 2023
-    "AMD Instinct MI300X": _ampere(1307.4, 653.7, 163.4),
+    "AMD Instinct MI300X": _alike(1307.4, 653.7, 163.4),
 }
 """By what `torch.cuda.get_device_name` says."""
 
