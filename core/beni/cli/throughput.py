@@ -118,7 +118,7 @@ def _own(arguments: Sequence[str], program: str) -> tuple[ThroughputOptions, lis
     rest: list[str] = []
     words = iter(arguments)
     for word in words:
-        if word in ("-h", "--help") or word == "--all":
+        if word in ("-h", "--help", "--all", "--no-all", "--scaling", "--no-scaling"):  # these take no value
             own.append(word)
         elif word.partition("=")[0].replace("_", "-") in names:
             own.append(word)
