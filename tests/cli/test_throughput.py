@@ -74,7 +74,19 @@ def test_several_processes_measure_one(
 
 def test_own_options_are_told_from_those_of_training() -> None:
     options, rest = _own(
-        ["--scaling", "--window_steps", "3", "--rows", "2", "--all", "--out=x", "--connector", "mlp", "--peak-tflops", "1"],
+        [
+            "--scaling",
+            "--window_steps",
+            "3",
+            "--rows",
+            "2",
+            "--all",
+            "--out=x",
+            "--connector",
+            "mlp",
+            "--peak-tflops",
+            "1",
+        ],
         "program",
     )
     assert (options.window_steps, options.all, options.out, options.peak_tflops) == (3, True, "x", 1)
