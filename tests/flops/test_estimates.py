@@ -1,7 +1,10 @@
 """Published estimates: worked examples, and what one must know of their differences."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, LlamaConfig, OPTConfig
 
 from beni.flops.estimates import (
     Decoder,
@@ -100,3 +103,16 @@ def test_sizes_come_from_a_configuration() -> None:
     assert Decoder.of(GPT2Config()) == gpt(12, 12, 768, 50_257)
     wide = LlamaConfig(hidden_size=64, num_attention_heads=4, head_dim=32, intermediate_size=96, vocab_size=7)
     assert (Decoder.of(wide).attention_width, Decoder.of(wide).ff_width) == (128, 96)
+    assert Decoder.of(OPTConfig(ffn_dim=100)).ff_width == 100
+
+
+def test_sizes_that_a_configuration_does_not_have_are_not_guessed() -> None:
+    def config(**sizes: Any) -> Any:
+        text = SimpleNamespace(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=5, **sizes)
+        return SimpleNamespace(get_text_config=lambda: text)
+
+    assert Decoder.of(config(intermediate_size=24)).ff_width == 24
+    with pytest.raises(AttributeError, match="different widths"):
+        Decoder.of(config(intermediate_size=[64, 128]))
+    with pytest.raises(AttributeError, match="has none of intermediate_size"):
+        Decoder.of(config())

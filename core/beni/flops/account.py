@@ -108,11 +108,6 @@ class RowFacts(NamedTuple):
     reading: Reading
 
 
-ENCODER = "encoder."
-VISUAL = ("connector",)
-"""The parts that see images, and not text."""
-
-
 class _Probe(NamedTuple):
     """Sizes of a row of one document."""
 
@@ -248,12 +243,13 @@ class FlopMeter:
         }
         try:
             _, counts = count(lambda: model(packed=batch), parts, "fusion", self._recomputed, self._kept)
-        except Exception as error:  # whatever a part raises
+        except Exception as error:  # a part may raise anything; its author is told what
             raise PluginError(
-                f"the FLOPs of this model cannot be counted, because a part of it does not run without values, on the "
-                f"meta device: {first_line(error)}"
+                f"the FLOPs of this model cannot be counted: a part of it does not run without values, on PyTorch's "
+                f"meta device ({type(error).__name__}: {first_line(error)})"
             ) from error
-        return {part: flops for part, flops in counts.items() if (part in VISUAL or part.startswith(ENCODER)) == visual}
+        seeing = {"connector", *(f"encoder.{key}" for key in model.encoders)}
+        return {part: flops for part, flops in counts.items() if (part in seeing) == visual}
 
 
 def _row(probe: _Probe, layouts: Sequence[ImageLayout], model: BeniForConditionalGeneration) -> PackedBatch:

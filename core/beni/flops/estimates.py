@@ -10,6 +10,9 @@ halves attention for its mask.
 from dataclasses import dataclass
 from typing import Any
 
+_FF_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")
+"""What configurations call the width of the MLP; None in one of them means four times the model's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
@@ -27,12 +30,17 @@ class Decoder:
         """Those of a transformers configuration.
 
         Raises:
-            AttributeError: it names one of them in its own way.
+            AttributeError: it names one of them in its own way, or its layers differ.
         """
         text = config.get_text_config()
         heads, width = text.num_attention_heads, text.hidden_size
         head_width = getattr(text, "head_dim", None) or width // heads
-        ff_width = getattr(text, "intermediate_size", None) or 4 * width
+        named = [name for name in _FF_WIDTHS if hasattr(text, name)]
+        if not named:
+            raise AttributeError(f"{type(text).__name__} has none of {', '.join(_FF_WIDTHS)}")
+        ff_width = getattr(text, named[0]) or 4 * width
+        if not isinstance(ff_width, int):
+            raise AttributeError(f"{type(text).__name__} has layers of different widths: {named[0]} is {ff_width}")
         return cls(text.num_hidden_layers, heads, head_width, width, ff_width, text.vocab_size)
 
     @property

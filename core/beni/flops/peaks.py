@@ -94,7 +94,7 @@ def peak_of(device: torch.device, dtype: torch.dtype, tflops: float | None = Non
     """
     precision = precision_of(dtype, device)
     if tflops is not None:
-        return Peak(round(tflops * 1000) * GIGA, precision, "given")
+        return Peak(tflops * 1e12, precision, "given")
     if device.type == "cpu":
         return measured(dtype)
     name = torch.cuda.get_device_name(device)
