@@ -83,11 +83,12 @@ class Turnstile:
         self.pipe.send(("ready", peak_memory_bytes(torch.device("cpu"))))
         self._wait()
 
-    def step(self, samples: int, loss: float) -> None:
-        """Behind each step."""
+    def step(self, samples: int, loss: float | None = None) -> None:
+        """Behind each step; Trainer tells no loss of its own."""
         self.steps += 1
         self.samples += samples
-        self.losses.append(loss)
+        if loss is not None:
+            self.losses.append(loss)
         if self.steps % self.window == 0:
             seconds = time.perf_counter() - self.clock
             memory = peak_memory_bytes(torch.device("cpu"))
@@ -186,7 +187,7 @@ def trainer(contest: Contest, pipe: Connection, micro_batch: int) -> None:
                 turn.enter()
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
-                turn.step(STEP, float("nan"))
+                turn.step(STEP)
 
         lengths = native.dataset.lengths()
 

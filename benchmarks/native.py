@@ -90,12 +90,15 @@ def twin(built: Built, encoder_folder: str, image_token: int) -> LlavaForConditi
     state = {}
     for name, tensor in built.model.state_dict().items():
         ours = next((prefix for prefix in RENAMED if name.startswith(prefix)), None)
-        if ours is None:
-            continue
-        state[RENAMED[ours] + name.removeprefix(ours)] = tensor
-    unknown = model.load_state_dict(state, strict=False).unexpected_keys
-    if unknown:
-        raise RuntimeError(f"transformers' LLaVA has no {unknown[0]}")
+        if ours is None and tensor.numel():
+            raise RuntimeError(f"transformers' LLaVA has no place for {name}")
+        if ours is not None:
+            state[RENAMED[ours] + name.removeprefix(ours)] = tensor
+    found = model.load_state_dict(state, strict=False)
+    last = f"model.vision_tower.encoder.layers.{config.vision_config.num_hidden_layers - 1}."
+    unread = (last, "model.vision_tower.post_layernorm.", "lm_head.")  # behind the layer that is read; a tied head
+    if missing := [name for name in found.missing_keys if not name.startswith(unread)] + found.unexpected_keys:
+        raise RuntimeError(f"{missing[0]} is not in both models")
     model.tie_weights()
     model.model.vision_tower.requires_grad_(False)
     return model

@@ -10,12 +10,13 @@ import pytest
 import torch
 from compare import Race, summary, told
 from contenders import Contest, Stretch, _native
-from native import collate
+from native import collate, twin
 from samples import Sizes, write_encoder, write_samples
 
 from beni.data.batch import pack
 from beni.data.document import IGNORE
 from beni.processes import processes
+from beni.testing.small import make
 from beni.training.prepare import prepare
 
 SMALL = Sizes(width=32, layers=3, heads=2, patch=16, side=32, samples=16, words=12)
@@ -66,6 +67,12 @@ def test_they_compute_one_function(contest: Contest) -> None:
     assert gradients["model.vision_tower.embeddings.patch_embedding.weight"].grad is None
 
 
+def test_a_model_that_is_no_llava_has_no_twin(contest: Contest) -> None:
+    built = make(fusion={"name": "xattn", "heads": 2, "head_width": 8})
+    with pytest.raises(RuntimeError, match=r"no place for (encoders|fusion|new_tokens)\."):
+        twin(built, contest.encoder, 0)
+
+
 def test_ratios_are_by_the_best_other() -> None:
     def windows(*speeds: float, memory: int) -> list[Stretch]:
         return [Stretch(10.0, round(10 * speed), (), memory) for speed in speeds]
@@ -81,7 +88,7 @@ def test_ratios_are_by_the_best_other() -> None:
 
 @pytest.mark.slow
 def test_the_whole_comparison(tmp_path: Path) -> None:
-    """Small; losses of the three loops agree, and everybody is measured."""
+    """Small; losses of beni and of the plain loop agree, and everybody is measured."""
     small = "--llm tiny --sizes.width 64 --sizes.layers 3 --sizes.heads 2 --sizes.patch 16 --sizes.side 48"
     few = f"--sizes.samples 64 --sizes.words 20 --windows 2 --window 2 --agree 5 --out {tmp_path}"
     subprocess.run([sys.executable, ROOT / "benchmarks/compare.py", *small.split(), *few.split()], check=True)
