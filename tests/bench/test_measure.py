@@ -1,6 +1,7 @@
 """Figures of a short training: they fit together, and are those of the rows it was fed."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from beni.errors import DataError
 from beni.flops.account import FlopMeter
 from beni.flops.count import Flops
 from beni.processes import processes
+from beni.testing.launch import run_ranks
 from beni.training import freeze
 from beni.training.checkpoint import Position
 from beni.training.loop import train_loop
@@ -149,3 +151,22 @@ def test_data_of_which_nothing_can_be_read_is_told(tmp_path: Path) -> None:
     config = small_run(tmp_path / "run", data={"data": [f"llava:{tmp_path / 'bad.json'}"]})
     with pytest.raises(DataError, match=r"no sample could be trained on: sample 'n\d'"):
         measure(config, PLAN)
+
+
+def _measured(out: str, file: str) -> None:
+    row = measure(small_run(Path(out)), PLAN, peak_tflops=1.0)
+    if row and os.environ["RANK"] == "0":
+        Path(file).write_text(json.dumps(row))
+
+
+def test_two_processes_share_the_rows_and_add_up_their_peaks(tmp_path: Path) -> None:
+    """What a sample costs is what it costs one process; what could be computed in the time is twice as much."""
+    run_ranks(_measured, 2, str(tmp_path / "two"), str(tmp_path / "row.json"))
+    two = json.loads((tmp_path / "row.json").read_text())
+    one = measure(small_run(tmp_path / "one"), PLAN, peak_tflops=1.0)
+    assert (two["processes"], one["processes"]) == (2, 1)
+    for name in ("flops_per_sample", "positions_per_sample", "visual_tokens_per_image"):
+        assert two[name] == pytest.approx(one[name])
+    assert two["mfu"] == pytest.approx(two["flops_per_s"] / 2e12) and one["mfu"] == pytest.approx(
+        one["flops_per_s"] / 1e12
+    )

@@ -8,6 +8,8 @@ import pytest
 
 from beni.cli.main import run
 from beni.cli.throughput import _own
+from beni.config import RunConfig
+from tests.bench.test_page import ROW
 
 SMALL = (
     "--data shapes?images=12 --workers 0 --rows 1 --row-tokens 512 --device cpu --warmup 1 --windows 2 --window-steps 1"
@@ -40,6 +42,22 @@ def test_several_are_measured_apart_and_what_cannot_be_is_told(
     assert refused["parts"] == "--connector mlp --fusion sva" and "keep" in refused["reason"]
     captured = capsys.readouterr()
     assert "[2/2] --connector mlp --fusion sva" in captured.err and "refused: " in captured.err
+
+
+def test_a_defect_of_one_part_does_not_lose_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(config: RunConfig, *_: object, **__: object) -> dict[str, object]:
+        if config.connector.plugin.name == "perceiver":
+            raise TypeError("a part is broken\nin two lines")
+        return ROW
+
+    monkeypatch.setattr("beni.cli.throughput._measured", measured)
+    throughput(f"{SMALL} --connector mlp perceiver qformer", tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(told["rows"]) == 2
+    assert told["refused"] == [{"parts": "--connector perceiver", "reason": "TypeError: a part is broken"}]
+    assert "Traceback" in capsys.readouterr().err, "its author needs all of it"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -82,7 +83,10 @@ def throughput(arguments: Sequence[str], program: str) -> None:
         except Exception as error:
             if len(chosen) == 1:
                 raise
-            why = str(error) if isinstance(error, BeniError) else f"{type(error).__name__}: {first_line(error)}"
+            why = str(error)
+            if not isinstance(error, BeniError):  # a defect of a part, whose author needs all of it
+                traceback.print_exception(error)
+                why = f"{type(error).__name__}: {first_line(error)}"
             refused.append(Refused(name, why))
             print(f"refused: {why}", file=sys.stderr)
         report()  # what has been measured is not lost, whatever comes
