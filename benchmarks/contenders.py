@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from beni.bench.ready import ready
 from beni.cli.options import parse_run
 from beni.config import RunConfig
 from beni.data.loader import batches
@@ -27,6 +26,7 @@ from beni.training.checkpoint import Position
 from beni.training.loop import StepReport, clip, train_loop
 from beni.training.metrics import peak_memory_bytes
 from beni.training.prepare import Run, prepare
+from beni.training.ready import ready
 
 WORKERS = 2
 """Processes that load, for transformers; beni has its default."""

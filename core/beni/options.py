@@ -208,6 +208,12 @@ class RunOptions:
     compile: bool = False
     """Compile the blocks of encoders, connectors and the language model with torch.compile; needs a C++ compiler on a
     CPU."""
+    peak_tflops: float = 0.0
+    """Dense peak of one device in the precision of the run, of which MFU is a share, for a GPU that is not in beni's
+    table (0: look it up, or measure a CPU's)."""
+    wandb: str = ""
+    """Project in Weights & Biases that is told what is logged (needs beni[wandb]; with WANDB_MODE=offline everything
+    stays in the run's folder)."""
     timeout: float = 600.0
     """Seconds that processes wait for one that does not answer before they end and name it."""
     seed: int = 0
@@ -223,6 +229,7 @@ class RunOptions:
             replicas=(1, inf),
             activation_checkpointing_every=(1, inf),
             log_every=(1, inf),
+            peak_tflops=(0, inf),
             timeout=(1, MOST_SECONDS),
             seed=(0, inf),
         )

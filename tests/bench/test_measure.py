@@ -133,7 +133,7 @@ def test_a_window_lasts_as_long_as_its_steps(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(module, "train_loop", loop)
     monkeypatch.setattr(module.time, "perf_counter", lambda: now)
-    row = measure(small_run(tmp_path / "run"), Windows(warmup, windows=2, window_steps=3, profiled=1), 1.0)
+    row = measure(small_run(tmp_path / "run"), Windows(warmup, windows=2, window_steps=3, profiled=1))
     assert row["step_s"] == 1.0
     assert row["flops_per_s"] == pytest.approx(row["flops_per_sample"] * row["samples_per_s"], rel=0.3)
 
@@ -154,7 +154,7 @@ def test_data_of_which_nothing_can_be_read_is_told(tmp_path: Path) -> None:
 
 
 def _measured(out: str, file: str) -> None:
-    row = measure(small_run(Path(out)), PLAN, peak_tflops=1.0)
+    row = measure(small_run(Path(out), run={"peak_tflops": 1.0}), PLAN)
     if row and os.environ["RANK"] == "0":
         Path(file).write_text(json.dumps(row))
 
@@ -163,7 +163,7 @@ def test_two_processes_share_the_rows_and_add_up_their_peaks(tmp_path: Path) -> 
     """What a sample costs is what it costs one process; what could be computed in the time is twice as much."""
     run_ranks(_measured, 2, str(tmp_path / "two"), str(tmp_path / "row.json"))
     two = json.loads((tmp_path / "row.json").read_text())
-    one = measure(small_run(tmp_path / "one"), PLAN, peak_tflops=1.0)
+    one = measure(small_run(tmp_path / "one", run={"peak_tflops": 1.0}), PLAN)
     assert (two["processes"], one["processes"]) == (2, 1)
     for name in ("flops_per_sample", "positions_per_sample", "visual_tokens_per_image"):
         assert two[name] == pytest.approx(one[name])

@@ -107,6 +107,6 @@ def test_own_options_are_told_from_those_of_training() -> None:
         ],
         "program",
     )
-    assert (options.window_steps, options.all, options.out, options.peak_tflops) == (3, True, "x", 1)
+    assert (options.window_steps, options.all, options.out) == (3, True, "x")
     assert options.scaling
-    assert rest == ["--rows", "2", "--connector", "mlp"]
+    assert rest == ["--rows", "2", "--connector", "mlp", "--peak-tflops", "1"]

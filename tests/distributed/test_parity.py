@@ -120,6 +120,7 @@ def assert_same(tmp_path: Path) -> None:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
     assert results[0]["accuracy"] == results[1]["accuracy"]
+    assert results[0]["flops_per_sample"] == pytest.approx(results[1]["flops_per_sample"])
     assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"], rel=1e-4)
     logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
     losses = [[json.loads(line)["loss"] for line in log if '"loss"' in line] for log in logs]

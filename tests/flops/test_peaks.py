@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from beni.flops.peaks import PEAKS, Peak, measured, peak_of
+from beni.flops.peaks import PEAKS, Peak, limit_of, measured, peak_of
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -47,11 +47,18 @@ def test_dense_figures_are_ordered() -> None:
 
 
 def test_that_of_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fastest of three products at least; once."""
     ticks = iter([0.0, 2.0, 10.0, 10.5, 20.0, 24.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
-    peak = measured(torch.float32, size=10, repeats=3)
-    assert peak.flops_per_s == 2 * 10**3 / 0.5
-    assert peak.source.startswith("measured: fp32 product of 10²")
+    peaks = [measured(torch.float32, 2, size=10, seconds=1.0) for _ in range(2)]
+    assert peaks[0].flops_per_s == 2 * 10**3 / 0.5
+    assert peaks[0].source == "measured: fp32 product of 10², 2 threads" and peaks[1] is peaks[0]
+
+
+def test_several_devices_together_or_nobody_knows() -> None:
+    one, two = (Peak(flops, "bf16", "") for flops in (1e12, 3e12))
+    assert limit_of([one, two]) == 4e12
+    assert limit_of([one, None]) is None
 
 
 def test_peak_of_a_cpu() -> None:

@@ -24,6 +24,7 @@ from beni.testing.launch import run_ranks
 from beni.training import callbacks, committed
 from beni.training.metrics import Metrics
 from beni.training.run import train
+from beni.training.tracking import Tracker
 from tests.training.small import small_run, text_file
 
 LOSSES = (0.9, 0.4, 0.7, 0.5, 0.8, 0.6)
@@ -257,7 +258,7 @@ def test_one_of_two_processes_has_no_room(tmp_path: Path) -> None:
 
 
 def test_lines_of_metrics_wait_for_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = Metrics(tmp_path, steps=3, done=0, is_main=True)
+    metrics = Metrics(tmp_path, steps=3, done=0, is_main=True, tracker=Tracker())
     real = metrics.file
     metrics.log(1, loss=1.0)
     assert real is not None

@@ -30,3 +30,13 @@ def test_a_gpu_computes_what_a_cpu_does(tmp_path: Path, fusion: str, dtype: str,
 def test_memory_is_that_of_the_gpu(tmp_path: Path) -> None:
     result = train(small_run(tmp_path / "run", run={"out": str(tmp_path / "run"), "device": "cuda"}))
     assert 0 < result["peak_memory_bytes"] <= torch.cuda.get_device_properties(0).total_memory
+
+
+def test_a_run_tells_of_the_gpu(tmp_path: Path) -> None:
+    result = train(small_run(tmp_path / "run", run={"device": "cuda", "log_every": 1}))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "loss" in line]
+    assert all(line["gpu_memory_bytes"] > 0 and line["gpu_clock_mhz"] > 0 for line in logged)
+    assert result["flops_per_s"] > 0 and 0 <= result["data_wait"] < 1
+    if (peak := result["peak"]) is not None:  # a GPU that the table knows
+        assert result["mfu"] == pytest.approx(result["flops_per_s"] / peak["flops_per_s"])

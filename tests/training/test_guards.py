@@ -89,8 +89,8 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.
     """Its gradients may be: the infinity of a constant has none."""
     from beni.model.modeling import BeniForConditionalGeneration as Model
 
-    original = Model._packed_loss
-    monkeypatch.setattr(Model, "_packed_loss", lambda self, batch: original(self, batch) + torch.inf)
+    original = Model.packed_loss
+    monkeypatch.setattr(Model, "packed_loss", lambda self, *row: original(self, *row) + torch.inf)
     with pytest.raises(BeniError, match="step 1: the loss is not finite"):
         train(small_run(tmp_path / "run"))
 
@@ -119,7 +119,7 @@ def test_a_norm_that_overflows_is_not_called_a_loss(tmp_path: Path, monkeypatch:
     """Every number is finite, the sum of their squares is not."""
     from beni.model.modeling import BeniForConditionalGeneration as Model
 
-    original = Model._packed_loss
-    monkeypatch.setattr(Model, "_packed_loss", lambda self, batch: 1e30 * original(self, batch))
+    original = Model.packed_loss
+    monkeypatch.setattr(Model, "packed_loss", lambda self, *row: 1e30 * original(self, *row))
     with pytest.raises(BeniError, match="step 1: the norm of the gradient is not finite"):
         train(small_run(tmp_path / "run"))

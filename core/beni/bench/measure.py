@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from statistics import median, quantiles
 from typing import Any
@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from beni.bench.ready import ready
+from beni.bench.passes import BACKWARD, CONNECT, ENCODE, FORWARD, LLM, OPTIMIZER, timed
 from beni.bench.regime import Regime, divide
-from beni.bench.stopwatch import BACKWARD, CONNECT, ENCODE, FORWARD, LLM, OPTIMIZER, WAIT, Stopwatch, timed, waited
 from beni.config import RunConfig
-from beni.data.batch import PackedBatch
 from beni.data.loader import batches, worker_deaths_told
 from beni.errors import DataError
-from beni.flops.account import FlopMeter, RowFacts
-from beni.flops.count import Flops, PartFlops, added
+from beni.flops.account import FlopMeter
+from beni.flops.count import added
 from beni.flops.estimates import (
     Decoder,
     chinchilla_forward,
@@ -27,13 +25,17 @@ from beni.flops.estimates import (
     megatron_training,
     palm_training_per_token,
 )
-from beni.flops.peaks import Peak, peak_of
+from beni.flops.figures import per_sample, total, utilization
+from beni.flops.peaks import Peak, limit_of, peak_of
 from beni.processes import Processes, processes
 from beni.training import freeze
 from beni.training.checkpoint import Position
 from beni.training.loop import StepReport, train_loop
 from beni.training.metrics import peak_memory_bytes
 from beni.training.prepare import Run, prepare
+from beni.training.ready import ready
+from beni.training.stopwatch import WAIT, Stopwatch, waited
+from beni.training.totals import Totals
 
 REST = "rest"
 """Of a step: clipping, logging, and everything else that is not timed by itself."""
@@ -62,46 +64,12 @@ class Windows:
         return self.timed + self.profiled
 
 
-@dataclass(slots=True)
-class Window:
-    """What one process did in some steps."""
-
-    seconds: float = 0
-    samples: int = 0
-    images: int = 0
-    positions: int = 0
-    """Of the language model, without padding and blank images."""
-    visual_tokens: int = 0
-    facts: list[RowFacts] = field(default_factory=list)
-    """Of its rows, until their operations are counted."""
-    flops: PartFlops = field(default_factory=dict)
-    causal: PartFlops = field(default_factory=dict)
-    times: dict[str, float] = field(default_factory=dict)
-
-    def add(self, rows: Sequence[PackedBatch], meter: FlopMeter) -> None:
-        """Note the rows of a step."""
-        for row in rows:
-            self.facts.append(meter.facts(row))
-            self.samples += row.stats.samples
-            self.images += row.stats.images
-            self.positions += row.stats.tokens
-            self.visual_tokens += row.stats.visual_tokens
-
-    def count(self, meter: FlopMeter) -> None:
-        """Count the operations of the rows."""
-        for facts in self.facts:
-            cost = meter.cost(facts)
-            self.flops, self.causal = added(self.flops, cost.full), added(self.causal, cost.causal)
-        self.facts = []
-
-
-def measure(config: RunConfig, plan: Windows, peak_tflops: float | None = None) -> dict[str, Any]:
+def measure(config: RunConfig, plan: Windows) -> dict[str, Any]:
     """Train as `beni train` does, for a few steps, and say what it cost.
 
     Args:
         config: a run's; its folder takes nothing.
         plan: how many steps.
-        peak_tflops: of one device, where its own is not known.
 
     Returns:
         A row of `report.json`; plain values.
@@ -110,14 +78,14 @@ def measure(config: RunConfig, plan: Windows, peak_tflops: float | None = None) 
         BeniError: as in training; or the operations cannot be counted.
     """
     with processes(config.run) as procs:
-        return _measure(config, procs, plan, peak_tflops)
+        return _measure(config, procs, plan)
 
 
-def _measure(config: RunConfig, procs: Processes, plan: Windows, peak_tflops: float | None) -> dict[str, Any]:
+def _measure(config: RunConfig, procs: Processes, plan: Windows) -> dict[str, Any]:
     run = prepare(config, procs, None)
     start = ready(run)
-    model, optimizer, meter = run.built.model, start.optimizer, start.meter
-    peak = peak_of(procs.device, procs.dtype, peak_tflops)
+    model, optimizer, meter = run.built.model, start.optimizer, start.counted()
+    peak = peak_of(procs.device, procs.dtype, config.run.peak_tflops or None)
     recorder = _Recorder(plan, meter, procs.device)
     data = config.data
     workers: list[BaseProcess] = []
@@ -159,8 +127,8 @@ class _Recorder:
     def __init__(self, plan: Windows, meter: FlopMeter, device: torch.device) -> None:
         self.plan, self.meter, self.device = plan, meter, device
         self.watch = Stopwatch(device)
-        self.windows: list[Window] = []
-        self.open = Window()
+        self.windows: list[Totals] = []
+        self.open = Totals()
         self.clock = 0.0
         self.regime: Regime | None = None
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
@@ -193,7 +161,7 @@ class _Recorder:
         elif done == plan.timed and plan.profiled:
             self.profiler.start()
             self.profiling = True
-        self.open, self.clock = Window(), time.perf_counter()
+        self.open, self.clock = Totals(), time.perf_counter()
 
     def close(self) -> None:
         """Let the profiler go."""
@@ -205,17 +173,15 @@ class _Recorder:
 def _row(run: Run, recorder: _Recorder, peak: Peak | None) -> dict[str, Any]:
     """Figures of all processes together; times are the first one's."""
     procs, windows = run.processes, recorder.windows
-    everybody: list[tuple[Window, ...]] = list(zip(*procs.gather(windows), strict=True))  # by window
-    peaks = procs.gather(peak)
-    limit = sum(each.flops_per_s for each in peaks if each) if all(peaks) else None
+    everybody: list[tuple[Totals, ...]] = list(zip(*procs.gather(windows), strict=True))  # by window
+    limit = limit_of(procs.gather(peak))
     speeds = [sum(w.samples for w in each) / each[0].seconds for each in everybody]
     whole = [window for each in everybody for window in each]
     samples, images = sum(w.samples for w in whole), sum(w.images for w in whole)
     seconds = sum(each[0].seconds for each in everybody)
-    positions = sum(w.positions for w in whole)
+    positions = sum(w.tokens for w in whole)
     flops, causal = added(*(w.flops for w in whole)), added(*(w.causal for w in whole))
-    rate = median(sum(_total(w.flops).model for w in each) / each[0].seconds for each in everybody)
-    total = _total(flops)
+    rate = median(sum(total(w.flops).model for w in each) / each[0].seconds for each in everybody)
     return {
         **_names(run.config),
         "device": _device_name(procs.device),
@@ -224,20 +190,12 @@ def _row(run: Run, recorder: _Recorder, peak: Peak | None) -> dict[str, Any]:
         "samples_per_s": median(speeds),
         "samples_per_s_quartiles": _quartiles(speeds),
         "images_per_s": median(sum(w.images for w in each) / each[0].seconds for each in everybody),
-        "positions_per_s": median(sum(w.positions for w in each) / each[0].seconds for each in everybody),
+        "positions_per_s": median(sum(w.tokens for w in each) / each[0].seconds for each in everybody),
         "step_s": seconds / (len(everybody) * recorder.plan.window_steps),
         "step_split": _split(windows, recorder.regime),
-        "flops_per_sample": total.model / samples,
-        "flops_per_sample_causal": _total(causal).model / samples,
-        "flops_per_sample_by_part": {
-            part: {"forward": each.forward / samples, "backward": each.backward / samples}
-            for part, each in sorted(flops.items())
-        },
-        "flops_per_s": rate,
-        "mfu": rate / limit if limit else None,
-        "mfu_causal": rate * _total(causal).model / total.model / limit if limit else None,
-        "hfu": rate * total.hardware / total.model / limit if limit else None,
-        "peak": peak and {"flops_per_s": peak.flops_per_s, "precision": peak.precision, "source": peak.source},
+        **per_sample(flops, causal, samples),
+        **utilization(rate, flops, causal, limit),
+        "peak": peak and peak.to_dict(),
         "regime": recorder.regime and recorder.regime.bound_by,
         "regime_why": recorder.regime and str(recorder.regime),
         "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
@@ -255,11 +213,7 @@ def _first_bad(bad: Mapping[str, str]) -> str:
     return f"sample '{name}': {why}" if name else why
 
 
-def _total(counts: Mapping[str, Flops]) -> Flops:
-    return sum(counts.values(), Flops())
-
-
-def _split(windows: Sequence[Window], regime: Regime | None) -> dict[str, float]:
+def _split(windows: Sequence[Totals], regime: Regime | None) -> dict[str, float]:
     """Shares of a step's time: what the stopwatch timed, and the rest."""
     seconds = sum(window.seconds for window in windows)
     times = {name: sum(w.times.get(name, 0.0) for w in windows) / seconds for name in (WAIT, ENCODE, CONNECT, LLM)}

@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from beni.bench.ready import ready
 from beni.config import Part, RunConfig
 from beni.data.batch import PackedBatch, pack
 from beni.data.document import Composer
 from beni.data.plan import Place
 from beni.errors import ConfigError, IncompatiblePartsError
-from beni.flops.count import Flops
+from beni.flops.figures import total as operations
 from beni.processes import Processes, processes
 from beni.sample import ImageRef, Sample, Turn
 from beni.training.checkpoint import Position
 from beni.training.loop import StepReport, train_loop
 from beni.training.prepare import prepare
+from beni.training.ready import ready
 
 WARMUP, TIMED = 2, 5
 """Steps of each row."""
@@ -107,7 +107,7 @@ def _times(config: RunConfig, procs: Processes, made: dict[int, Callable[[Compos
     """Steps over each of some rows, by one model."""
     run = prepare(config, procs, None)
     start = ready(run)
-    model, optimizer = run.built.model, start.optimizer
+    model, optimizer, meter = run.built.model, start.optimizer, start.counted()
     longest = getattr(model.llm.config, "max_position_embeddings", None) or math.inf
     for amount, make in made.items():
         row = make(run.built.composer)
@@ -123,7 +123,7 @@ def _times(config: RunConfig, procs: Processes, made: dict[int, Callable[[Compos
         total = WARMUP + TIMED
         steps = iter([(Place(0, number), [row]) for number in range(total)])
         train_loop(model, optimizer, steps, Position(), total, config.optim, procs, after_step)
-        flops = sum(start.meter.row(row).full.values(), Flops()).model
+        flops = operations(meter.row(row).full).model
         yield Point(amount, median(np.diff(clock)[WARMUP - 1 :].tolist()), flops, row.stats.tokens)
 
 

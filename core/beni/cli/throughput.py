@@ -42,9 +42,6 @@ class ThroughputOptions:
     """Stretches of steps that are measured; figures are medians over them."""
     window_steps: int = DEFAULT.window_steps
     """Steps of each."""
-    peak_tflops: float = 0
-    """Dense peak of one device in the precision of the run, for a GPU that is not in beni's table (0: look it up, or
-    measure a CPU's)."""
     scaling: bool = False
     """Also measure how the time of the first combination's step grows with documents, images, the length of a text, the
     side of images, and latents."""
@@ -55,8 +52,8 @@ class ThroughputOptions:
 def throughput(arguments: Sequence[str], program: str) -> None:
     """Measure, print a table, and write the reports."""
     options, rest = _own(arguments, program)
-    if min(options.warmup, options.windows - 1, options.window_steps - 1, options.peak_tflops) < 0:
-        raise ConfigError("--warmup and --peak-tflops cannot be negative, --windows and --window-steps are 1 at least")
+    if min(options.warmup, options.windows - 1, options.window_steps - 1) < 0:
+        raise ConfigError("--warmup cannot be negative, --windows and --window-steps are 1 at least")
     chosen, others = combinations(rest, options.all)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (len(chosen) > 1 or options.scaling):
         raise ConfigError("several processes measure one combination at a time, and no --scaling")
@@ -78,7 +75,7 @@ def throughput(arguments: Sequence[str], program: str) -> None:
             print(f"[{number}/{len(chosen)}] {name}", file=sys.stderr)
         try:
             config = _config(each, others, program, folder)
-            rows.append(_measured(config, plan, options.peak_tflops or None, apart=len(chosen) > 1))
+            rows.append(_measured(config, plan, apart=len(chosen) > 1))
             configs.append(config)
         except Exception as error:
             if len(chosen) == 1:
@@ -136,22 +133,22 @@ def _own(arguments: Sequence[str], program: str) -> tuple[ThroughputOptions, lis
 def _config(chosen: Combination, others: Sequence[str], program: str, folder: Path) -> RunConfig:
     """The run of a combination; its folder is one that nothing is kept in."""
     config = parse_run([*others, *spelled(chosen)], program)
-    if config.run.resume != "never" or config.run.dry_run:
-        raise ConfigError("--resume and --dry-run are about whole runs; leave them out")
+    if config.run.resume != "never" or config.run.dry_run or config.run.wandb:
+        raise ConfigError("--resume, --dry-run and --wandb are about whole runs; leave them out")
     return replace(config, run=replace(config.run, out=str(folder)))
 
 
-def _measured(config: RunConfig, plan: Windows, peak_tflops: float | None, apart: bool) -> dict[str, Any]:
+def _measured(config: RunConfig, plan: Windows, apart: bool) -> dict[str, Any]:
     """A row; `apart` in a process of its own, whose memory is nobody else's.
 
     Raises:
         ConfigError: that process was killed.
     """
     if not apart:
-        return measure(config, plan, peak_tflops)
+        return measure(config, plan)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(measure, config, plan, peak_tflops).result()
+            return pool.submit(measure, config, plan).result()
         except BrokenProcessPool as error:
             raise ConfigError("the process that measured it was killed: often memory has run out") from error
 

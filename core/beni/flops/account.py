@@ -12,10 +12,11 @@ is counted is what the documents need: no padding, and no blank image of a row t
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from beni.flops.count import Flops, PartFlops, added, count, scaled
 from beni.interfaces import load
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.plan import plan_cross, plan_row
-from beni.types import ImageLayout, Segment, Size
+from beni.types import ImageLayout, Segment, Size, VisualTokens
+
+Result = TypeVar("Result")
 
 META = torch.device("meta")
 
@@ -115,7 +118,6 @@ class _Probe(NamedTuple):
     targets: int = 1
     visual: int = 1
     memory: int = 1
-    images: int = 1
 
     def amounts(self) -> list[int]:
         """One of each for which there is a cost: a row, and what `Reading` has."""
@@ -161,7 +163,8 @@ class FlopMeter:
     def __init__(
         self, model: BeniForConditionalGeneration, recomputed: Sequence[nn.Module] = (), kept: Sequence[Any] = ()
     ) -> None:
-        self._model, twins = hollow_copy(model)
+        with _told():
+            self._model, twins = hollow_copy(model)
         self._recomputed = [twins[module] for module in recomputed]
         self._kept = kept
         self.specs = model.config.encoder_specs()
@@ -204,15 +207,16 @@ class FlopMeter:
         canvases = tuple((key, tuple(crop.canvas for crop in crops)) for key, crops in layout.crops.items())
         form = canvases, self._connector.counts(layout, self.specs)
         if form not in self._images:
-            one, two = (self._count(_Probe(images=number), layout, visual=True) for number in (1, 2))
+            (_, one), (_, two) = (self._see([layout] * number) for number in (1, 2))
             each = added(two, scaled(one, -1))
             self._images[form] = added(one, scaled(each, -1)), each
         return self._images[form]
 
     def _solve(self) -> list[PartFlops]:
         """The cost of one of each amount."""
+        visual, _ = self._see([self._smallest])
         needed = _IN_TEXT if self._model.fusion.config.reads == "nothing" else _IN_MEMORY
-        rows = [self._count(_PROBES[index], self._smallest, visual=False) for index in needed]
+        rows = [self._decode(_PROBES[index], visual) for index in needed]
         amounts = np.array([_PROBES[index].amounts() for index in needed], dtype=float)[:, needed]
         costs: list[PartFlops] = [{} for _ in _PROBES]
         for part in {part for row in rows for part in row}:
@@ -220,7 +224,7 @@ class FlopMeter:
             for index, solved in zip(needed, np.linalg.solve(amounts, counted).round(), strict=True):
                 costs[index][part] = Flops(*solved.tolist())
         expected = added(*map(scaled, costs, _HELD_OUT.amounts()))
-        found = self._count(_HELD_OUT, self._smallest, visual=False)
+        found = self._decode(_HELD_OUT, visual)
         for part, flops in found.items():
             wanted = expected.get(part, Flops())
             if not np.allclose(flops, wanted, rtol=1e-6):
@@ -230,53 +234,70 @@ class FlopMeter:
                 )
         return costs
 
-    def _count(self, probe: _Probe, layout: ImageLayout, visual: bool) -> PartFlops:
-        """What encoders and connectors, or all other parts, compute for a row on the meta device."""
-        model, layouts = self._model, [layout] * probe.images
-        batch = _row(probe, layouts, model)
-        parts: dict[str, Sequence[nn.Module]] = {f"encoder.{key}": [part] for key, part in model.encoders.items()}
-        parts |= {
-            "connector": model.connectors(),
-            "fusion": [insert.block for insert in model.fusion.inserts().values()],
-            "llm": [model.llm],
-            "head": [model.get_output_embeddings()],
-        }
-        try:
-            _, counts = count(lambda: model(packed=batch), parts, "fusion", self._recomputed, self._kept)
-        except Exception as error:  # a part may raise anything; its author is told what
-            raise PluginError(
-                f"the FLOPs of this model cannot be counted: a part of it does not run without values, on PyTorch's "
-                f"meta device ({type(error).__name__}: {first_line(error)})"
-            ) from error
-        seeing = {"connector", *(f"encoder.{key}" for key in model.encoders)}
-        return {part: flops for part, flops in counts.items() if (part in seeing) == visual}
+    def _see(self, layouts: Sequence[ImageLayout]) -> tuple[VisualTokens, PartFlops]:
+        """What encoders and connectors make of a row's distinct images on the meta device, and what they compute."""
+        parts = {f"encoder.{key}": [part] for key, part in self._model.encoders.items()}
+        visual = _images(layouts, list(self._model.encoders))
+        return self._count(lambda: self._model.see(visual), parts, "connector")
+
+    def _decode(self, probe: _Probe, visual: VisualTokens) -> PartFlops:
+        """What all other parts compute for a row on the meta device, given its visual tokens."""
+        model = self._model
+        row = _row(probe, _images([self._smallest], list(model.encoders)), model.fusion.config.reads != "nothing")
+        parts = {"llm": [model.llm], "head": [model.get_output_embeddings()]}
+        parts["fusion"] = [insert.block for insert in model.fusion.inserts().values()]
+        _, counts = self._count(lambda: model.packed_loss(row, visual), parts, "fusion")
+        return counts
+
+    def _count(
+        self, work: Callable[[], Result], parts: Mapping[str, Sequence[nn.Module]], rest: str
+    ) -> tuple[Result, PartFlops]:
+        with _told():
+            return count(work, parts, rest, self._recomputed, self._kept)
 
 
-def _row(probe: _Probe, layouts: Sequence[ImageLayout], model: BeniForConditionalGeneration) -> PackedBatch:
-    """A row of one document on the meta device; where its visual tokens stand and who reads which does not matter."""
+@contextmanager
+def _told() -> Iterator[None]:
+    """A part may raise anything; its author is told what."""
+    try:
+        yield
+    except Exception as error:
+        raise PluginError(
+            f"the FLOPs of this model cannot be counted: a part of it does not run without values, on PyTorch's "
+            f"meta device ({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+
+def _images(layouts: Sequence[ImageLayout], encoders: Sequence[str]) -> VisualInput:
+    """Images on the meta device."""
     pixels = {}
-    for key in model.encoders:
+    for key in encoders:
         sizes = [crop.canvas for layout in layouts for crop in layout.crops[key]]
-        pixels[key] = torch.empty(len(sizes), 3, sizes[0].height, sizes[0].width)
-    length, reads = probe.positions, model.fusion.config.reads != "nothing"
-    visual = 0 if reads else probe.visual
+        pixels[key] = torch.empty(len(sizes), 3, sizes[0].height, sizes[0].width, device=META)
+    return VisualInput(pixels, tuple(layouts))
+
+
+def _row(probe: _Probe, visual: VisualInput, reads: bool) -> PackedBatch:
+    """A row of one document on the meta device; where its visual tokens stand and who reads which does not matter."""
+    length = probe.positions
+    inline = 0 if reads else probe.visual
     memory = probe.memory if reads else 0
     spans = np.tile([0, memory], (length, 1))
     placement = Placement(
-        torch.arange(visual),
-        torch.zeros(visual, dtype=torch.long),
+        torch.arange(inline),
+        torch.zeros(inline, dtype=torch.long),
         torch.zeros(memory, dtype=torch.long),
         plan_cross([(0, length)], spans),
     )
     segments = (Segment(0, length),)
-    stats = RowStats(1, length, probe.targets, float(probe.targets), len(layouts), visual)
+    stats = RowStats(1, length, probe.targets, float(probe.targets), len(visual.layouts), inline)
     batch = PackedBatch(
         torch.zeros(length, dtype=torch.long),
         torch.arange(probe.targets),
         torch.zeros(probe.targets, dtype=torch.long),
         None,
         plan_row(segments, np.arange(length)),
-        VisualInput(pixels, layouts),
+        visual,
         placement,
         segments,
         stats,

@@ -6,7 +6,9 @@ A device that is not in the table by its exact name has no known peak: a variant
 """
 
 import time
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -14,6 +16,8 @@ Precision = Literal["bf16", "fp16", "tf32", "fp32"]
 
 GIGA = 10**9
 """The table has TFLOP/s with at most three digits behind the point."""
+LEAST_PRODUCTS = 3
+"""Of which the fastest makes the peak of a CPU."""
 
 
 class _Dense(NamedTuple):
@@ -76,6 +80,10 @@ class Peak(NamedTuple):
     source: str
     """Where the figure is from, for people."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return self._asdict()
+
 
 def precision_of(dtype: torch.dtype, device: torch.device) -> Precision:
     """In which precision products are computed, of tensors of a type."""
@@ -96,21 +104,35 @@ def peak_of(device: torch.device, dtype: torch.dtype, tflops: float | None = Non
     if tflops is not None:
         return Peak(tflops * 1e12, precision, "given")
     if device.type == "cpu":
-        return measured(dtype)
+        return measured(dtype, torch.get_num_threads())
     name = torch.cuda.get_device_name(device)
     dense = getattr(PEAKS.get(name), precision, None)
     return None if dense is None else Peak(round(dense * 1000) * GIGA, precision, f"dense {precision} of {name}")
 
 
-def measured(dtype: torch.dtype, size: int = 2048, repeats: int = 8) -> Peak:
-    """The fastest of some products of square matrices, on this CPU."""
+def limit_of(peaks: Sequence[Peak | None]) -> float | None:
+    """Operations per second of several devices together, or None where one of them is not known."""
+    return sum(peak.flops_per_s for peak in peaks if peak) if all(peaks) else None
+
+
+@cache
+def measured(dtype: torch.dtype, threads: int, size: int = 2048, seconds: float = 1.0) -> Peak:
+    """The fastest product of square matrices on this CPU, of as many as fit into some time, and three at least.
+
+    It is measured once in a process.
+
+    Args:
+        dtype: that is computed in.
+        threads: that PyTorch uses.
+        size: of the matrices.
+        seconds: all products together.
+    """
     a, b = torch.randn(2, size, size).to(dtype)
     out = torch.empty(size, size, dtype=dtype)
-    best = float("inf")
-    for _ in range(repeats):
+    taken: list[float] = []
+    while len(taken) < LEAST_PRODUCTS or sum(taken) < seconds:
         started = time.perf_counter()
         torch.mm(a, b, out=out)
-        best = min(best, time.perf_counter() - started)
-    threads = torch.get_num_threads()
+        taken.append(time.perf_counter() - started)
     precision = precision_of(dtype, torch.device("cpu"))
-    return Peak(2 * size**3 / best, precision, f"measured: {precision} product of {size}², {threads} threads")
+    return Peak(2 * size**3 / min(taken), precision, f"measured: {precision} product of {size}², {threads} threads")

@@ -163,7 +163,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             DataError: images without their sizes and places, or more or fewer places than visual tokens.
         """
         if packed is not None:
-            return BeniOutput(loss=self._packed_loss(packed))
+            return BeniOutput(loss=self.packed_loss(packed, self.see(packed.visual)))
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.new_tokens.embed(input_ids, self.get_input_embeddings())
@@ -253,9 +253,11 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         memory_MD = embeds_BTD.new_zeros(1, spec.width)
         return FusionContext(memory_MD, plan.to(embeds_BTD.device), none_V, windows, (memory_MD[:0],) * spec.levels)
 
-    def _packed_loss(self, batch: PackedBatch) -> Tensor:
-        """Summed (and weighted) cross-entropy of a packed row; logits exist only where there is a target."""
-        visual = self.see(batch.visual)
+    def packed_loss(self, batch: PackedBatch, visual: VisualTokens) -> Tensor:
+        """Summed (and weighted) cross-entropy of a packed row, whose images have been seen.
+
+        Logits exist only where there is a target.
+        """
         embeds_TD = self.new_tokens.embed(batch.ids_T, self.get_input_embeddings())
         embeds_TD = self._fuse(embeds_TD, visual, batch.placement)
         context = self._context(visual, batch.placement)

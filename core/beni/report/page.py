@@ -49,6 +49,7 @@ def write_report(
         "items": sum(row.items for row in rows if not row.tag),
         "rows": rows,
         "plots": _plots(metrics),
+        "costs": _costs(result.get("flops_per_sample_by_part") or {}),
         "cards": sorted(cards, key=lambda card: card.prediction.correct),
         "problems": problems[:MOST_PROBLEMS],
         "problem_count": (result.get("unusable_samples") or 0) + (result.get("skipped_samples") or 0) or len(problems),
@@ -87,6 +88,24 @@ def _score_row(dataset: str, tag: str, seen: Mapping[str, Any], blind: Mapping[s
     items, accuracy = seen.get("items") or 0, seen.get("accuracy")
     low, high = wilson(round((accuracy or 0.0) * items), items if accuracy is not None else 0)
     return ScoreRow(dataset, tag, items, seen.get("unreadable") or 0, accuracy, blind.get("accuracy"), low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a part computes for a sample, in floating point operations."""
+
+    part: str
+    forward: float
+    backward: float
+    share: float
+    """Of all parts."""
+
+
+def _costs(by_part: Mapping[str, Mapping[str, float]]) -> list[Cost]:
+    everything = sum(sum(each.values()) for each in by_part.values())
+    return [
+        Cost(part, each["forward"], each["backward"], sum(each.values()) / everything) for part, each in by_part.items()
+    ]
 
 
 def _plots(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:

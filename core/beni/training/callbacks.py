@@ -1,32 +1,34 @@
 """What happens after a step: count, log, validate, checkpoint."""
 
-import time
 from collections.abc import Callable
 from math import inf
 
-import torch
-
-from beni.errors import DataError, NotWritten
+from beni.errors import DataError, NotWritten, PluginError
+from beni.flops.peaks import limit_of, peak_of
 from beni.training import committed
 from beni.training.checkpoint import Facts, Position
 from beni.training.loop import StepReport
-from beni.training.metrics import Metrics, Totals, trim
+from beni.training.metrics import Metrics, trim
+from beni.training.monitor import Monitor, together
 from beni.training.prepare import Run, held_out
+from beni.training.ready import Ready
 from beni.training.saving import Saver
+from beni.training.totals import Totals
+from beni.training.tracking import Tracker
 
 EVALUATIONS = 10
 """Times per run that the validation loss is taken, unless `eval_every` says otherwise."""
 
 
 class Callbacks:
-    """What happens after a step: count, log, validate, checkpoint. The clock stands still while it does."""
+    """What happens after a step: count, log, validate, checkpoint. The clock of the run stands still meanwhile."""
 
-    def __init__(self, run: Run, optimizer: torch.optim.Optimizer, facts: Facts, position: Position) -> None:
-        self.run, self.facts = run, facts
+    def __init__(self, run: Run, start: Ready, facts: Facts, position: Position, tracker: Tracker) -> None:
+        self.run, self.facts, self.meter = run, facts, start.meter
         self.checkpoints = run.folder / "checkpoints"
         options = run.config.run
         self.saver = Saver(
-            self.checkpoints, run.built.model, optimizer, run.processes, options.keep, options.async_checkpoints
+            self.checkpoints, run.built.model, start.optimizer, run.processes, options.keep, options.async_checkpoints
         )
         self.held_out = held_out(run)
         self.lowest = self._lowest(position)
@@ -37,22 +39,34 @@ class Callbacks:
         self.totals, self.window = Totals(), Totals()
         if run.processes.is_main:
             trim(run.folder / "metrics.jsonl", position.steps)
-        self.metrics = Metrics(run.folder, run.total, position.steps, run.processes.is_main)
-        self.clock = time.perf_counter()
+        peak = peak_of(run.processes.device, run.processes.dtype, options.peak_tflops or None)
+        self.peak, self.limit = peak, limit_of(run.processes.gather(peak))
+        self.metrics = Metrics(run.folder, run.total, position.steps, run.processes.is_main, tracker)
+        if start.uncountable:
+            self._uncounted(start.uncountable)
+        self.monitor = Monitor(run.processes.device)
         self.loss = "–"
 
     def after_step(self, step: StepReport) -> None:
         options, done = self.run.config.run, step.position.steps
         last = done == self.run.total
         self._stop_at_bad(step)
-        self.window.add(step.batches)
-        if step.skipped:
-            self.metrics.log(done, skipped=step.skipped)
-        if done % options.log_every == 0 or last:
-            self._log(step)
-        else:
-            self.metrics.advance(loss=self.loss)
-        paused = time.perf_counter()
+        self.window.add(step.batches, self.meter)
+        logged = done % options.log_every == 0 or last
+        if logged:
+            self.monitor.close_window(self.window)
+        with self.monitor.paused():
+            if step.skipped:
+                self.metrics.log(done, skipped=step.skipped)
+            if logged:
+                self._log(step)
+            else:
+                self.metrics.advance(loss=self.loss)
+            self._keep(step, last)
+
+    def _keep(self, step: StepReport, last: bool) -> None:
+        """Validate, and write a checkpoint, where that is due."""
+        options, done = self.run.config.run, step.position.steps
         best = None
         validated = self.held_out is not None and (done % self.eval_every == 0 or last)
         due = options.checkpoint_every and done % options.checkpoint_every == 0
@@ -66,7 +80,6 @@ class Callbacks:
             self._survive(lambda: self.begin(step.position, best), last)
         if last:
             self._survive(self.saver.settle, last)
-        self.clock += time.perf_counter() - paused
 
     def begin(self, position: Position, best: float | None = None) -> None:
         """Write a checkpoint, unless it is there; `best` is the validation loss, if it is the lowest so far.
@@ -118,18 +131,38 @@ class Callbacks:
             self.metrics.tell(f"warning: {error}; the run goes on")
 
     def _log(self, step: StepReport) -> None:
-        self.window.seconds = time.perf_counter() - self.clock
-        self.clock += self.window.seconds
-        [loss] = self.run.processes.sum(step.loss.item())
-        window = self.window.over(self.run.processes)
-        self.totals.merge(self.window)
+        procs = self.run.processes
+        [loss] = procs.sum(step.loss.item())
+        self._count()
+        window, machine = self.window.over(procs), together(procs.gather(self.monitor.sample()))
+        self.totals.merge(window)
         self.window = Totals()
         self.loss = f"{loss:.3f}"
-        speed = {name: window.summary()[name] for name in ("samples_per_s", "tokens_per_s")}
+        figures = {
+            "lr": self.run.config.optim.lr * step.lr_factor,
+            "epoch": step.position.epoch,
+            **{name: figure for name, figure in window.speed(self.limit).items() if figure is not None},
+            "data_wait": window.waiting,
+            **machine,
+        }
         learned = {} if step.skipped else {"loss": loss, "grad_norm": step.grad_norm.item()}
-        lr = self.run.config.optim.lr * step.lr_factor
-        self.metrics.log(step.position.steps, **learned, lr=lr, epoch=step.position.epoch, **speed)
-        self.metrics.advance(loss=self.loss, tokens_s=f"{speed['tokens_per_s']:,.0f}")
+        self.metrics.log(step.position.steps, **learned, **figures)
+        self.metrics.advance(loss=self.loss, tokens_s=f"{figures['tokens_per_s']:,.0f}")
+        for warning in self.monitor.warnings(self.totals, machine):
+            self.metrics.tell(f"warning: {warning}")
+
+    def _count(self) -> None:
+        """The operations of the open window; where they cannot be counted, training goes on without."""
+        if self.meter is None:
+            return
+        try:
+            self.window.count(self.meter)
+        except PluginError as error:
+            self._uncounted(str(error))
+
+    def _uncounted(self, why: str) -> None:
+        self.meter = None
+        self.metrics.tell(f"warning: {why}; the run goes on without figures of its FLOPs")
 
     def _stop_at_bad(self, step: StepReport) -> None:
         bad = [pair for batch in step.batches for pair in batch.stats.bad]

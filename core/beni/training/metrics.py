@@ -1,82 +1,27 @@
-"""What a run measures of itself: lines of metrics.jsonl, totals for result.json, a progress bar."""
+"""What a run tells while it goes on: lines of metrics.jsonl, a progress bar."""
 
 import json
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from beni.data.batch import PackedBatch
-from beni.processes import Processes
-
-LISTED = 1000
-"""Most samples that a result names of those that were left out; it counts all of them."""
-
-
-@dataclass(slots=True)
-class Totals:
-    """Counts over all processes since the start of the run or its continuation."""
-
-    samples: float = 0
-    tokens: float = 0
-    positions: float = 0
-    """Computed positions: tokens and dummies."""
-    images: float = 0
-    visual_tokens: float = 0
-    seconds: float = 0
-    bad: dict[str, str] = field(default_factory=dict)
-    """Sample id → what was wrong, for samples left out."""
-
-    def add(self, batches: Sequence[PackedBatch]) -> None:
-        """Count one process's share of a step."""
-        for batch in batches:
-            self.samples += batch.stats.samples
-            self.tokens += batch.stats.tokens
-            self.positions += len(batch.ids_T)
-            self.images += batch.stats.images
-            self.visual_tokens += batch.stats.visual_tokens
-            self.bad.update(batch.stats.bad)
-
-    def merge(self, other: "Totals") -> None:
-        """Add another count of the same process."""
-        for name in ("samples", "tokens", "positions", "images", "visual_tokens", "seconds"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.bad |= other.bad
-
-    def over(self, processes: Processes) -> "Totals":
-        """The sum over processes."""
-        names = ("samples", "tokens", "positions", "images", "visual_tokens")
-        counts = dict(zip(names, processes.sum(*(getattr(self, name) for name in names)), strict=True))
-        bad = {name: why for share in processes.gather(self.bad) for name, why in share.items()}
-        return Totals(**counts, seconds=self.seconds, bad=bad)
-
-    def summary(self) -> dict[str, Any]:
-        """Figures for result.json."""
-        seconds = max(self.seconds, 1e-9)
-        return {
-            "samples_per_s": self.samples / seconds,
-            "tokens_per_s": self.tokens / seconds,
-            "padding_fraction": 1 - self.tokens / max(self.positions, 1),
-            "visual_tokens_per_image": self.visual_tokens / self.images if self.images else None,
-            "train_s": self.seconds,
-            "skipped_samples": len(self.bad),
-            "skipped": [{"id": name, "reason": why} for name, why in sorted(self.bad.items())[:LISTED]],
-        }
+from beni.training.tracking import Tracker
 
 
 class Metrics:
     """Writes metrics.jsonl and drives the progress bar; does nothing on other processes than the main one.
 
-    Lines for which there is no room on the disk are kept, and written when there is.
+    Lines for which there is no room on the disk are kept, and written when there is. A tracker is told all of them.
     """
 
-    def __init__(self, folder: Path, steps: int, done: int, is_main: bool) -> None:
+    def __init__(self, folder: Path, steps: int, done: int, is_main: bool, tracker: Tracker) -> None:
+        self.tracker = tracker
         self.file = (folder / "metrics.jsonl").open("ab", buffering=0) if is_main else None
         self.unwritten = b""
         self.bar = tqdm(total=steps, initial=done, unit="step", disable=not is_main, dynamic_ncols=True)
@@ -86,6 +31,7 @@ class Metrics:
         """Append a line."""
         if self.file is not None:
             line = {"step": step, "time_s": round(time.perf_counter() - self.started, 3), **values}
+            self.tracker.log(line)
             had_room = not self.unwritten
             self.unwritten += json.dumps(line).encode() + b"\n"
             if (why := self._write()) and had_room:

@@ -18,17 +18,21 @@ from beni.data.spec import judged
 from beni.errors import Stopped
 from beni.eval.held_out import HeldOut
 from beni.eval.judge import Prediction, judge, subset, summary
+from beni.flops.peaks import Peak
 from beni.processes import Processes, processes
 from beni.sample import Sample
 from beni.training import checkpoint, committed, freeze
 from beni.training.callbacks import Callbacks
 from beni.training.checkpoint import Facts, Position
 from beni.training.loop import train_loop
-from beni.training.metrics import LISTED, Totals, peak_memory_bytes, read_lines
+from beni.training.metrics import peak_memory_bytes, read_lines
 from beni.training.outputs import resume_path, room, save_model, write_json
-from beni.training.parallel import parallelize
 from beni.training.prepare import Run, prepare
+from beni.training.ready import ready
 from beni.training.stop import sigterm_noted
+from beni.training.stopwatch import waited
+from beni.training.totals import LISTED, Totals
+from beni.training.tracking import Tracker, tracked
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,11 @@ class Fitted:
     """How training ended."""
 
     totals: Totals
-    """Of this process's run since it was started or continued."""
+    """Of all processes since the run was started or continued."""
+    peak: Peak | None
+    """Of this process's device."""
+    limit: float | None
+    """Operations per second that all devices together can compute."""
     position: Position
     selected: Position
     """Of which the model's weights are."""
@@ -73,7 +81,16 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         return _dry_run(run) if procs.is_main else {}
     if procs.is_main:
         _print_table(run)
-    fitted = _fit(run, resumed_from)
+    with tracked(config.run.wandb if procs.is_main else "", run.folder, config.to_dict()) as tracker:
+        result = _trained(run, resumed_from, tracker, started)
+        tracker.summarize(result)
+    return result
+
+
+def _trained(run: Run, resumed_from: Path | None, tracker: Tracker, started: float) -> dict[str, Any]:
+    """Train, save, judge, report; what `result.json` holds."""
+    config, procs = run.config, run.processes
+    fitted = _fit(run, resumed_from, tracker)
     procs.doing("saving the model")
     save_model(run.folder, run.built, run.adapters, procs)
     procs.doing("judging")
@@ -86,7 +103,8 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
         "computed": list(fitted.facts.computed),
         "failed_checkpoints": fitted.unsaved,
         **fitted.validated,
-        **fitted.totals.summary(),
+        **fitted.totals.summary(fitted.limit),
+        "peak": fitted.peak and fitted.peak.to_dict(),
         "unusable_samples": len(run.feed.unusable),
         "unusable": [{"id": name, "reason": why} for name, why in run.feed.unusable[:LISTED]],
         "parameters": _parameters(run.table),
@@ -104,20 +122,18 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
     return result
 
 
-def _fit(run: Run, resumed_from: Path | None) -> Fitted:
+def _fit(run: Run, resumed_from: Path | None, tracker: Tracker) -> Fitted:
     """Shard, freeze, continue where a checkpoint stopped, and train to the end."""
     config, procs, model = run.config, run.processes, run.built.model
-    parallelize(model, procs, config.run, freeze.frozen_encoders(run.table))
-    freeze.apply(model, run.table)
-    groups = freeze.parameter_groups(model, run.table, config.optim)
-    optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
+    start = ready(run)
+    optimizer = start.optimizer
     frozen = freeze.frozen_checksum(model)
     facts, position = _facts(run, int(procs.sum(frozen)[0]) % freeze.CHECKSUMS), Position()
     if resumed_from is not None:
         position, facts = checkpoint.load(resumed_from, model, optimizer, facts, procs)
         if procs.is_main and facts.computed[-1]["from_step"] == position.steps and (change := facts.change()):
             print(f"going on behind step {position.steps} with {change}: the same samples, results equal to rounding")
-    callbacks = Callbacks(run, optimizer, facts, position)
+    callbacks = Callbacks(run, start, facts, position, tracker)
     if procs.is_main:
         _record(run)
     workers: list[BaseProcess] = []
@@ -134,7 +150,7 @@ def _fit(run: Run, resumed_from: Path | None) -> Fitted:
         position = train_loop(
             model,
             optimizer,
-            steps,
+            waited(steps, callbacks.monitor.watch),
             position,
             run.total,
             config.optim,
@@ -158,7 +174,16 @@ def _fit(run: Run, resumed_from: Path | None) -> Fitted:
     if config.run.select == "best" and best is not None:
         selected, _ = checkpoint.load(best, model, optimizer, facts, procs)
     validated = procs.from_main(_validated(run.folder, selected.steps) if procs.is_main else {})
-    return Fitted(callbacks.totals.over(procs), position, selected, facts, callbacks.failed_checkpoints, validated)
+    return Fitted(
+        callbacks.totals,
+        callbacks.peak,
+        callbacks.limit,
+        position,
+        selected,
+        facts,
+        callbacks.failed_checkpoints,
+        validated,
+    )
 
 
 def _validated(folder: Path, step: int) -> dict[str, float]:

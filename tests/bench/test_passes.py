@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from beni.bench import stopwatch
-from beni.bench.stopwatch import BACKWARD, CONNECT, ENCODE, FORWARD, LLM, OPTIMIZER, WAIT, Stopwatch, timed, waited
+from beni.bench.passes import BACKWARD, CONNECT, ENCODE, FORWARD, LLM, OPTIMIZER, timed
 from beni.data.batch import pack
+from beni.training import stopwatch
+from beni.training.stopwatch import Stopwatch
 from tests.model.small import CONVERSATIONS, make
 
 CPU = torch.device("cpu")
@@ -49,33 +50,3 @@ def test_every_pass_is_timed_once_for_each_row(ticking: None, parts: str) -> Non
     assert taken[FORWARD] == 2 * (inside + 1)
     assert taken[BACKWARD] == 2, "a row's ends where the next row's forward pass begins"
     assert watch.read() == {}
-
-
-def test_what_one_waits_for_is_the_next_item(ticking: None) -> None:
-    watch = Stopwatch(CPU)
-    items = waited(iter("ab"), watch)
-    assert next(items) == "a" and watch.read() == {WAIT: 1.0}
-    assert list(items) == ["b"] and watch.read() == {WAIT: 2.0}
-
-
-def test_what_was_never_started_takes_no_time() -> None:
-    watch = Stopwatch(CPU)
-    watch.stop(BACKWARD)
-    assert watch.read() == {}
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_the_work_there_is_timed() -> None:
-    device = torch.device("cuda")
-    watch = Stopwatch(device)
-    x = torch.randn(4096, 4096, device=device)
-    watch.start("short")
-    x @ x
-    watch.stop("short")
-    watch.start("long")
-    for _ in range(20):
-        x @ x
-    watch.stop("long")
-    taken = watch.read()
-    assert 0 < taken["short"] < taken["long"]

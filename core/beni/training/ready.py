@@ -1,0 +1,60 @@
+"""What comes between a model that was built and its first step: freezing, sharding, the optimizer, counting."""
+
+from dataclasses import dataclass
+
+import torch
+
+from beni.errors import PluginError
+from beni.flops.account import FlopMeter
+from beni.model.parts import stacks
+from beni.training import freeze
+from beni.training.parallel import parallelize
+from beni.training.prepare import Run
+from beni.training.recompute import DEAR
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What trains the model of a run, and what counts its operations."""
+
+    optimizer: torch.optim.Optimizer
+    meter: FlopMeter | None
+    uncountable: str
+    """Why there is no meter."""
+
+    def counted(self) -> FlopMeter:
+        """The meter, for those who cannot do without.
+
+        Raises:
+            PluginError: there is none.
+        """
+        if self.meter is None:
+            raise PluginError(self.uncountable)
+        return self.meter
+
+
+def ready(run: Run) -> Ready:
+    """Freeze what is not trained, shard the model, make the optimizer."""
+    model, table, config = run.built.model, run.table, run.config
+    freeze.apply(model, table)
+    meter, uncountable = None, ""
+    try:
+        meter = meter_of(run)
+    except PluginError as error:  # which keeps nobody from training
+        uncountable = str(error)
+    parallelize(model, run.processes, config.run, freeze.frozen_encoders(table))
+    freeze.apply(model, table)
+    groups = freeze.parameter_groups(model, table, config.optim)
+    return Ready(torch.optim.AdamW(groups, betas=config.optim.betas, fused=True), meter, uncountable)
+
+
+def meter_of(run: Run) -> FlopMeter:
+    """Counts the operations of a run's model as it will be computed; to be made before the model is sharded.
+
+    Raises:
+        PluginError: a part of it cannot be counted.
+    """
+    options = run.config.run
+    blocks = [block for stack in stacks(run.built.model) for block in stack[:: options.activation_checkpointing_every]]
+    recomputed = [] if options.activation_checkpointing == "none" else blocks
+    return FlopMeter(run.built.model, recomputed, DEAR if options.activation_checkpointing == "selective" else [])
