@@ -214,6 +214,12 @@ class RunOptions:
     wandb: str = ""
     """Project in Weights & Biases that is told what is logged (needs beni[wandb]; with WANDB_MODE=offline everything
     stays in the run's folder)."""
+    feature_cache: str = ""
+    """Folder in which features of frozen encoders are kept, for this run and others: each image is encoded once, before
+    the first step, and no step runs an encoder. Not together with --augment, streams, or encoders that are trained."""
+    feature_cache_gb: float = 50.0
+    """Room that this folder may take, in 10⁹ bytes; features that no run is using make way, those first that were used
+    longest ago."""
     timeout: float = 600.0
     """Seconds that processes wait for one that does not answer before they end and name it."""
     seed: int = 0
@@ -230,6 +236,7 @@ class RunOptions:
             activation_checkpointing_every=(1, inf),
             log_every=(1, inf),
             peak_tflops=(0, inf),
+            feature_cache_gb=(POSITIVE, inf),
             timeout=(1, MOST_SECONDS),
             seed=(0, inf),
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.export import register_dataclass
@@ -182,6 +183,15 @@ class Features:
     """One grid per crop; their counts sum to N."""
     prefix_CPD: Float[Tensor, "C P D"] | None = None
     """CLS and register tokens, or None."""
+
+    def to(self, device: torch.device) -> "Features":
+        """The same on a device."""
+        prefix_CPD = self.prefix_CPD
+        return Features(
+            self.tokens_ND.to(device, non_blocking=True),
+            self.grids,
+            None if prefix_CPD is None else prefix_CPD.to(device, non_blocking=True),
+        )
 
     def split(self, levels: int) -> tuple["Features", ...]:
         """What each of so many layers gave, where they were joined by channel."""

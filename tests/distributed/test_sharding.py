@@ -15,7 +15,7 @@ from beni.config import RunOptions
 from beni.errors import ConfigError
 from beni.processes import processes
 from beni.testing.launch import run_ranks
-from beni.training import run
+from beni.training import ready
 from beni.training.parallel import parallelize
 from beni.training.run import train
 from tests.training.small import FUSIONS, small_run
@@ -88,7 +88,7 @@ def _lay_out(out: str) -> None:
         sizes.append(sum(p.to_local().numel() for p in model.encoders.parameters()))
 
     gathered, before = Counted("all_gather_single", "all_gather_into_tensor"), 0
-    run.parallelize = noted
+    ready.parallelize = noted
     with processes(RunOptions(device="cpu")):  # one group for all
         for place in PLACES:
             changes: dict[str, Any] = {"frozen_encoders": place, "eval_every": 100, "out": f"{out}/{place}"}

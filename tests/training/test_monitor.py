@@ -3,7 +3,6 @@
 import ctypes
 from itertools import count
 
-import numpy as np
 import pynvml
 import pytest
 import torch
@@ -53,11 +52,17 @@ def test_a_window_has_what_was_waited_for_in_it(monkeypatch: pytest.MonkeyPatch)
     assert window.times == {WAIT: 1.0}
 
 
-def test_memory_in_use_is_seen() -> None:
-    watched = Monitor(CPU)
+def test_memory_of_data_workers_is_seen() -> None:
+    watched, held = Monitor(CPU), 200_000_000
     before = watched.sample()["rss_bytes"]
-    held = np.ones(50_000_000, dtype=np.uint8)
-    assert watched.sample()["rss_bytes"] - before > 0.8 * held.nbytes
+    with subprocess.Popen(
+        [sys.executable, "-c", f"held = b'x' * {held}; print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as worker:
+        assert worker.stdout is not None and worker.stdout.readline()
+        assert watched.sample()["rss_bytes"] - before > 0.8 * held
+        worker.communicate(b"\n")
     assert 0 <= watched.sample()["cpu_percent"] <= 100
     assert not any(name.startswith("gpu") for name in watched.sample()), "there is none"
 

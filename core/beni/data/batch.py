@@ -10,27 +10,41 @@ from PIL import Image
 from torch import Tensor
 
 from beni.data.document import IGNORE, Composer, Document, DocumentImage
+from beni.data.features import FeatureStore, joined
 from beni.data.images import blank_image, draw, load_image, mean_colour, to_pixels
 from beni.data.memory import Reader, plan_memory
-from beni.errors import ImageError
+from beni.errors import BeniError, ImageError
 from beni.nn.plan import CrossPlan, RowPlan, plan_row
 from beni.nn.plan import trees as trees_of
 from beni.sample import Sample, Turn
-from beni.types import Crop, ImageLayout, Segment, Size
+from beni.types import Crop, Features, ImageLayout, Segment, Size
 
 Prepare = Callable[[Image.Image, str | bytes], Image.Image]
 """Changes a decoded image; the second argument identifies it."""
 
 
 class VisualInput:
-    """The distinct images of a batch: encoder inputs by encoder key, and how each image was cut."""
+    """The distinct images of a batch, and how each was cut: encoder inputs, or what the encoders made of them before.
 
-    def __init__(self, pixels: Mapping[str, Float[Tensor, "C 3 height width"]], layouts: Sequence[ImageLayout]) -> None:
+    Args:
+        pixels: by encoder key; empty where there are features.
+        layouts: of the images.
+        features: by encoder key, or empty.
+    """
+
+    def __init__(
+        self,
+        pixels: Mapping[str, Float[Tensor, "C 3 height width"]],
+        layouts: Sequence[ImageLayout],
+        features: Mapping[str, Features] | None = None,
+    ) -> None:
         self.pixels = dict(pixels)
         self.layouts = tuple(layouts)
+        self.features = dict(features or {})
 
     def to(self, device: torch.device) -> "VisualInput":
-        return VisualInput({k: p.to(device, non_blocking=True) for k, p in self.pixels.items()}, self.layouts)
+        pixels = {key: each.to(device, non_blocking=True) for key, each in self.pixels.items()}
+        return VisualInput(pixels, self.layouts, {key: each.to(device) for key, each in self.features.items()})
 
 
 class Placement:
@@ -146,19 +160,25 @@ class _Row:
         self.images += [(index, offset + i.at - start, i) for i in document.images if start <= i.at < end]
 
 
-def pack(trees: Sequence[Sequence[Document]], composer: Composer, prepare: "Prepare | None" = None) -> PackedBatch:
+def pack(
+    trees: Sequence[Sequence[Document]],
+    composer: Composer,
+    prepare: "Prepare | None" = None,
+    features: FeatureStore | None = None,
+) -> PackedBatch:
     """Build a row.
 
     Args:
         trees: groups of documents that share their head (`Document.head_key`), or single documents.
         composer: made the documents.
         prepare: changes each decoded image (augmentation, blanking), or None.
+        features: has what the encoders make of each image as it is; None: encoders see the images.
 
     Images are loaded here. A document whose image cannot be read is left out and reported in `stats.bad`. A row
     without any image gets an isolated dummy document with the smallest legal one, so that every process runs every
     part; it has no target and sends exact zero gradients.
     """
-    pictures = Pictures(composer, prepare)
+    pictures = Pictures(composer, prepare, features)
     bad: list[tuple[str, str]] = []
     row = _Row([], [], [], [], [], [])
     samples = 0
@@ -276,19 +296,27 @@ def distinct(images: Sequence[DocumentImage]) -> list[DocumentImage]:
 class Pictures:
     """The distinct images of a batch, each loaded and cut once however many documents show it."""
 
-    def __init__(self, composer: Composer, prepare: "Prepare | None" = None) -> None:
+    def __init__(
+        self, composer: Composer, prepare: "Prepare | None" = None, features: FeatureStore | None = None
+    ) -> None:
         self.composer = composer
         self.prepare = prepare
+        self.features = features
         self._crops: dict[str | bytes, dict[str, list[Image.Image]]] = {}
+        self._features: dict[str | bytes, dict[str, Features]] = {}
 
     def load(self, image: DocumentImage) -> None:
-        """Decode and cut an image, unless it is here already.
+        """Decode and cut an image, or read its features, unless it is here already.
 
         Raises:
             ImageError: it cannot be read.
+            BeniError: its features are gone.
         """
         key = image.ref.key
-        if key in self._crops:
+        if key in self._crops or key in self._features:
+            return
+        if self.features is not None:
+            self._features[key] = self._made_before(image)
             return
         picture = load_image(image.ref)
         if self.prepare is not None:
@@ -304,10 +332,25 @@ class Pictures:
             return image.layout.crops
         return self.composer.view.layout(Size(*picture.size), self.composer.encoders).crops
 
+    def _made_before(self, image: DocumentImage) -> dict[str, Features]:
+        assert self.features is not None
+        found = self.features.read(image)
+        if found is None:
+            load_image(image.ref)  # which says why it could not be encoded
+            raise BeniError(
+                f"the features of image {image.ref.name} are gone from the feature cache, or the image was changed, "
+                f"while a run needed them; --resume auto goes on from the newest checkpoint"
+            )
+        return found
+
     def stack(self, order: Sequence[DocumentImage]) -> VisualInput:
-        """Encoder inputs of these images."""
+        """Encoder inputs of these images, or their features."""
+        layouts = [image.layout for image in order]
+        if self.features is not None:
+            own = [self._features[image.ref.key] for image in order]
+            return VisualInput({}, layouts, {key: joined([each[key] for each in own]) for key in self.features.folders})
         pixels = {
             name: to_pixels([crop for image in order for crop in self._crops[image.ref.key][name]], spec)
             for name, spec in self.composer.encoders.items()
         }
-        return VisualInput(pixels, [image.layout for image in order])
+        return VisualInput(pixels, layouts)

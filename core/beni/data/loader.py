@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from beni.data.augment import jitter
 from beni.data.batch import PackedBatch, Prepare, pack
 from beni.data.document import Composer
+from beni.data.features import FeatureStore
 from beni.data.plan import Place, Plan, Row
 from beni.errors import BeniError, LostProcess
 from beni.sample import Sample
@@ -46,6 +47,8 @@ class Feed(ABC):
         self.composer = composer
         self.seed = seed
         self.augment = augment
+        self.features: FeatureStore | None = None
+        """What has the features of all images, if they are not to be computed."""
 
     @property
     @abstractmethod
@@ -77,7 +80,7 @@ class Feed(ABC):
     def pack(self, trees: Trees, epoch: int) -> PackedBatch:
         """Compose and pack one row."""
         documents = [[self.composer.compose(sample) for sample in tree] for tree in trees]
-        return pack(documents, self.composer, self._prepare(epoch))
+        return pack(documents, self.composer, self._prepare(epoch), self.features)
 
     def _prepare(self, epoch: int) -> Prepare | None:
         if not self.augment:

@@ -33,6 +33,8 @@ from beni.types import ImageLayout, Segment, Size, VisualTokens
 Result = TypeVar("Result")
 
 META = torch.device("meta")
+ENCODER = "encoder."
+"""Names of parts that are encoders begin so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ class RowFacts(NamedTuple):
     layouts: tuple[ImageLayout, ...]
     """Of its distinct images."""
     reading: Reading
+    encoded: bool
+    """Whether encoders run, or their features were there before."""
 
 
 class _Probe(NamedTuple):
@@ -184,11 +188,13 @@ class FlopMeter:
         """What a row's cost depends on: quickly told, and small."""
         layouts = batch.visual.layouts if batch.stats.images else ()
         tokens = sum(sum(self._connector.counts(layout, self.specs)) for layout in layouts)
-        return RowFacts(layouts, Reading.of(batch, tokens))
+        return RowFacts(layouts, Reading.of(batch, tokens), not batch.visual.features)
 
     def cost(self, facts: RowFacts) -> RowFlops:
         """What a row costs; an image of a new form takes a run on the meta device."""
         visual, decoded = self.images(facts.layouts), self.decoder(facts.reading)
+        if not facts.encoded:
+            visual = {part: flops for part, flops in visual.items() if not part.startswith(ENCODER)}
         return RowFlops(added(visual, decoded.full), added(visual, decoded.causal))
 
     def images(self, layouts: Sequence[ImageLayout]) -> PartFlops:
@@ -236,7 +242,7 @@ class FlopMeter:
 
     def _see(self, layouts: Sequence[ImageLayout]) -> tuple[VisualTokens, PartFlops]:
         """What encoders and connectors make of a row's distinct images on the meta device, and what they compute."""
-        parts = {f"encoder.{key}": [part] for key, part in self._model.encoders.items()}
+        parts = {f"{ENCODER}{key}": [part] for key, part in self._model.encoders.items()}
         visual = _images(layouts, list(self._model.encoders))
         return self._count(lambda: self._model.see(visual), parts, "connector")
 

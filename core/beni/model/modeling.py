@@ -207,8 +207,8 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return BeniOutput(loss, out.logits, out.past_key_values, fusion_context)
 
     def see(self, visual: VisualInput) -> VisualTokens:
-        """Encode and connect the distinct images of a batch."""
-        features = {key: self._encoder(key)(visual.pixels[key]) for key in self.encoders}
+        """Encode and connect the distinct images of a batch; what has been encoded before is only connected."""
+        features = visual.features or {key: self._encoder(key)(visual.pixels[key]) for key in self.encoders}
         if not self.level_connectors:
             return self.connector(features, visual.layouts)
         split = {key: each.split(len(self.connectors())) for key, each in features.items()}

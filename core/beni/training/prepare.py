@@ -15,7 +15,7 @@ from beni.interfaces import Stream
 from beni.model.build import Built
 from beni.processes import Processes
 from beni.sample import Sample
-from beni.training import compiled, freeze
+from beni.training import compiled, features, freeze
 from beni.training.adapters import Adapters, add_adapters
 from beni.training.loading import load_once
 from beni.training.outputs import open_folder
@@ -34,6 +34,8 @@ class Run:
     """Of the data; where there are streams, of their first block."""
     feed: Feed
     """What training is fed from: the rows, or all blocks."""
+    cached: features.Cached | None
+    """Features of all images, if encoders are not to run."""
     quantized: Quantized | None
     adapters: list[Adapters]
     table: list[freeze.FreezeRow]
@@ -64,10 +66,16 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
         raise ConfigError("nothing is trained: every part was loaded or quantized; name some with --train")
     if config.run.select == "best" and not validation(config.data.data):
         raise ConfigError("--select best compares losses on a validation split, and no source has one")
+    cached = None
+    if config.run.feature_cache:
+        features.check(config, table, streams=feed is not rows)
+        if not config.run.dry_run:
+            cached = features.fill(config, built, rows.sources, procs)
+            feed.features = cached.store
     procs.barrier()  # preparing takes as long as it takes
     folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
     total = config.optim.steps or _steps(rows.plan, config.optim.epochs)
-    return Run(config, procs, folder, built, rows, feed, quantized, adapters, table, total)
+    return Run(config, procs, folder, built, rows, feed, cached, quantized, adapters, table, total)
 
 
 def _quotas(config: RunConfig, sources: Sequence[Sequence[Sample] | Stream]) -> list[int]:

@@ -109,6 +109,7 @@ def _trained(run: Run, resumed_from: Path | None, tracker: Tracker, started: flo
         "unusable": [{"id": name, "reason": why} for name, why in run.feed.unusable[:LISTED]],
         "parameters": _parameters(run.table),
         "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
+        "feature_cache": run.cached and run.cached.summary(),
         "processes": procs.world,
         "wall_s": time.perf_counter() - started,
     }
@@ -262,6 +263,8 @@ def _facts(run: Run, frozen: int) -> Facts:
         "threads": torch.get_num_threads(),
         "blocks": "compiled" if run.config.run.compile else "eager",
     }
+    if run.cached is not None:
+        computed["features"] = "cached"
     return Facts(required, (computed,))
 
 

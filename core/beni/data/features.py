@@ -1,0 +1,119 @@
+"""What encoders made of images, kept on disk: one file for each image and encoder."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from beni.data.document import DocumentImage
+from beni.errors import BeniError
+from beni.sample import ImageRef
+from beni.types import EncoderSpec, Features, Grid
+
+
+class FeatureStore:
+    """Features of images as some encoders make them.
+
+    A file is there whole or not at all, whoever writes or reads it at the same time.
+
+    Args:
+        folders: by encoder key; each belongs to one encoder with one set of weights, behind one view.
+    """
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self.folders = dict(folders)
+
+    def has(self, image: DocumentImage) -> bool:
+        """Whether all encoders have seen an image, cut as it is here."""
+        return all(self._path(key, image).is_file() for key in self.folders)
+
+    def read(self, image: DocumentImage) -> dict[str, Features] | None:
+        """By encoder key; None where a file is missing.
+
+        Raises:
+            BeniError: a file is damaged.
+        """
+        return {key: self._read(key, image) for key in self.folders} if self.has(image) else None
+
+    def write(self, key: str, image: DocumentImage, features: Features) -> None:
+        """Keep what an encoder made of an image."""
+        path = self._path(key, image)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grids = torch.tensor([[grid.rows, grid.cols] for grid in features.grids])
+        tensors = {"tokens": features.tokens_ND, "grids": grids}
+        if features.prefix_CPD is not None:
+            tensors["prefix"] = features.prefix_CPD
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft)
+        draft.replace(path)
+
+    def _read(self, key: str, image: DocumentImage) -> Features:
+        path = self._path(key, image)
+        try:
+            tensors = load_file(path)
+            grids = tuple(Grid(*grid) for grid in tensors["grids"].tolist())
+            return Features(tensors["tokens"], grids, tensors.get("prefix"))
+        except (SafetensorError, KeyError, OSError) as error:
+            raise BeniError(f"{path} holds no features: {error}; delete it, and the next run makes it again") from error
+
+    def _path(self, key: str, image: DocumentImage) -> Path:
+        digest = hashlib.blake2b(_identity(image.ref), digest_size=16)
+        digest.update(repr(image.layout.crops[key]).encode())
+        name = digest.hexdigest()
+        return self.folders[key] / name[:2] / f"{name[2:]}.safetensors"
+
+
+def _identity(ref: ImageRef) -> bytes:
+    """Equal for the same picture, in whatever run: its bytes, its address, or a file as it is now."""
+    if ref.data:
+        return ref.data
+    if ref.url:
+        return ref.url.encode()
+    path = Path(ref.path).resolve()
+    try:
+        found = path.stat()
+    except OSError:  # it is not there; whoever loads it will say so
+        return str(path).encode()
+    return f"{path}:{ref.span}:{found.st_size}:{found.st_mtime_ns}".encode()
+
+
+def features_bytes(image: DocumentImage, key: str, spec: EncoderSpec, dtype: torch.dtype) -> int:
+    """Room that the features of an image take on disk."""
+    crops = image.layout.crops[key]
+    tokens = sum(spec.grid(crop.canvas).count + spec.prefix for crop in crops)
+    return tokens * spec.width * dtype.itemsize + HEADER_BYTES + 16 * len(crops)
+
+
+HEADER_BYTES = 256
+"""Of a file, at most, beside its tensors."""
+
+
+def joined(parts: list[Features]) -> Features:
+    """Features of several images as one batch."""
+    prefixes = [part.prefix_CPD for part in parts if part.prefix_CPD is not None]
+    return Features(
+        torch.cat([part.tokens_ND for part in parts]),
+        tuple(grid for part in parts for grid in part.grids),
+        torch.cat(prefixes) if prefixes else None,
+    )
+
+
+def divided(features: Features, crops: list[int]) -> list[Features]:
+    """The inverse of `joined`.
+
+    Args:
+        features: of a batch.
+        crops: of each image.
+    """
+    parts, first, start = [], 0, 0
+    for number in crops:
+        grids = features.grids[first : first + number]
+        end = start + sum(grid.count for grid in grids)
+        prefix = None if features.prefix_CPD is None else features.prefix_CPD[first : first + number]
+        parts.append(Features(features.tokens_ND[start:end], grids, prefix))
+        first, start = first + number, end
+    return parts

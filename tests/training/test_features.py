@@ -1,0 +1,305 @@
+"""The feature cache: the same training, encoders that do not run, and a folder that several runs may share."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from beni.config import RunConfig
+from beni.data.batch import Pictures
+from beni.data.document import DocumentImage
+from beni.data.features import FeatureStore, divided, features_bytes, joined
+from beni.data.loader import batches
+from beni.errors import BeniError, ConfigError, NotWritten
+from beni.model.build import build
+from beni.processes import processes
+from beni.sample import ImageRef
+from beni.testing.launch import run_ranks
+from beni.training import features
+from beni.training.checkpoint import Position
+from beni.training.features import LOCK, USED, fingerprint, make_room
+from beni.training.prepare import prepare
+from beni.training.run import train
+from beni.types import Features, Grid
+from beni_plugins.encoders.tiny import TinyEncoder
+from tests.training.small import ENCODER, FUSIONS, SHAPES, small_run, text_file
+
+FROZEN = ["connector", "fusion", "llm"]
+
+
+def run_with(folder: Path, cache: Path | None, **changes: dict[str, Any]) -> Any:
+    """A run whose encoders are frozen."""
+    run = changes.pop("run", {}) | ({"feature_cache": str(cache)} if cache else {})
+    optim = {"train": [part for part in FROZEN if part != "fusion" or changes.get("fusion", {}).get("name") == "xattn"]}
+    return small_run(folder, optim=changes.pop("optim", {}) | optim, run=run, **changes)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_training_is_the_same(tmp_path: Path, fusion: str) -> None:
+    """With rows that show no image, too, in workers and without."""
+    data: dict[str, Any] = {"data": [SHAPES, text_file(tmp_path)], "weights": [0.3, 0.7], "workers": 1}
+    for name, cache in (("plain", None), ("cached", tmp_path / "cache")):
+        train(run_with(tmp_path / name, cache, data=data, **FUSIONS[fusion]))
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    plain, cached = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "cached"))
+    assert plain.keys() == cached.keys(), "the saved model is whole"
+    for name in plain:
+        torch.testing.assert_close(cached[name], plain[name], rtol=1e-3, atol=1e-5)
+
+
+def test_each_image_is_encoded_once_and_no_step_runs_an_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    forward = TinyEncoder.forward
+
+    def counted(self: TinyEncoder, pixels: torch.Tensor) -> Features:
+        if not pixels.is_meta:
+            seen.append(len(pixels))
+        return forward(self, pixels)
+
+    monkeypatch.setattr(TinyEncoder, "forward", counted)
+    data = {"data": [SHAPES], "eval_limit": 0, "eval_data": []}
+    config = run_with(tmp_path / "one", tmp_path / "cache", data=data)
+    with processes(config.run) as procs:
+        first = prepare(config, procs, None).cached
+    assert first is not None and sum(seen) == first.encoded == first.images
+    seen.clear()
+    again = run_with(tmp_path / "two", tmp_path / "cache", data=data)
+    with processes(again.run) as procs:
+        run = prepare(again, procs, None)
+        rows = [row for _, step in batches(run.feed, Position().place, run.total, 0) for row in step]
+        for row in rows:
+            assert not row.visual.pixels and row.visual.features
+            run.built.model(packed=row).loss.backward()
+    assert run.cached is not None and (run.cached.images, run.cached.encoded) == (first.images, 0)
+    assert not seen
+
+
+def test_a_result_tells_of_it_and_counts_no_encoder(tmp_path: Path) -> None:
+    result = train(run_with(tmp_path / "run", tmp_path / "cache"))
+    assert result["feature_cache"]["encoded"] == result["feature_cache"]["images"] > 0
+    assert result["flops_per_sample_by_part"].keys() == {"connector", "llm", "head"}
+    assert result["computed"][0]["features"] == "cached"
+    assert train(run_with(tmp_path / "plain", None))["feature_cache"] is None
+
+
+OTHER = dict(ENCODER, size=32)
+SEVERAL: dict[str, Any] = {"encoders": {"main": ENCODER, "fine": OTHER}, "connector": {"name": "sva"}}
+CROPS: dict[str, Any] = {"view": {"name": "pyramid"}, "connector": {"name": "dragonfly"}}
+
+
+@pytest.mark.parametrize(("parts", "encoders"), [(SEVERAL, 2), (CROPS, 1)])
+def test_several_encoders_and_many_crops(tmp_path: Path, parts: dict[str, Any], encoders: int) -> None:
+    for name, cache in (("plain", None), ("cached", tmp_path / "cache")):
+        train(run_with(tmp_path / name, cache, **parts))
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    assert len([each for each in (tmp_path / "cache").iterdir() if each.is_dir()]) == encoders
+
+
+def _train(out: str, cache: str) -> None:
+    train(run_with(Path(out), Path(cache) if cache else None))
+
+
+def test_two_processes_train_on_what_the_first_encoded(tmp_path: Path) -> None:
+    run_ranks(_train, 2, str(tmp_path / "two"), str(tmp_path / "cache"))
+    _train(str(tmp_path / "one"), "")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim": {"train": ["encoder", "connector"]}}, "encoder.main is trained"),
+        ({"data": {"augment": 0.1}}, "--augment changes every image"),
+        ({"peft": {"peft_encoder": "lora"}}, "is trained"),
+    ],
+)
+def test_what_would_change_features_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    optim = changes.pop("optim", {"train": ["connector"]})
+    config = small_run(tmp_path / "run", optim=optim, run={"feature_cache": str(tmp_path / "cache")}, **changes)
+    with pytest.raises(ConfigError, match=f"--feature-cache: .*{message}"):
+        train(config)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_broken_images_are_told_as_ever(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    items = [
+        {
+            "id": name,
+            "image": f"{name}.png",
+            "conversations": [{"from": "human", "value": "<image>\ncolour?"}, {"from": "gpt", "value": "red"}],
+        }
+        for name in ("good", "bad")
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(items))
+    data = {"data": [f"llava:{tmp_path / 'data.json'}"], "eval_data": []}
+    result = train(run_with(tmp_path / "run", tmp_path / "cache", data=data, optim={"steps": 1}))
+    assert [each["id"] for each in result["skipped"]] == ["bad"] and result["skipped_samples"] == 1
+
+
+def test_another_weight_precision_or_view_is_another_encoding(tmp_path: Path) -> None:
+    config, padded = (run_with(tmp_path, None, view={"name": "single", "fit": fit}) for fit in ("squash", "pad"))
+    built = build(config, ["x"])
+    spec, encoder = built.composer.encoders["main"], built.model.encoders["main"]
+
+    def printed(of: RunConfig = config, dtype: torch.dtype = torch.float32) -> str:
+        return fingerprint(of.encoders["main"], of.view, spec, encoder, dtype)
+
+    first = printed()
+    assert first == printed() and first.startswith("tiny-")
+    assert printed(dtype=torch.bfloat16) != first and printed(padded) != first
+    with torch.no_grad():
+        next(encoder.parameters()).view(-1)[0] += 1e-3
+    assert printed() != first
+
+
+def shown(config: Any, ref: ImageRef) -> tuple[DocumentImage, Any]:
+    composer = build(config, ["x"]).composer
+    return DocumentImage(ref, 0, composer.layout(ref), ()), composer
+
+
+def test_a_changed_file_or_another_cut_is_another_image(tmp_path: Path) -> None:
+    store = FeatureStore({"main": tmp_path / "features"})
+    file = tmp_path / "a.png"
+    Image.new("RGB", (20, 40), "red").save(file)
+    squashed, _ = shown(run_with(tmp_path, None), ImageRef(path=str(file)))
+    cut, _ = shown(run_with(tmp_path, None, view={"name": "split"}), ImageRef(path=str(file)))
+    made = Features(torch.randn(4, 3), (Grid(2, 2),), torch.randn(1, 2, 3))
+    store.write("main", squashed, made)
+    found = store.read(squashed)
+    assert found is not None and found["main"].grids == made.grids
+    assert torch.equal(found["main"].tokens_ND, made.tokens_ND)
+    assert found["main"].prefix_CPD is not None and torch.equal(found["main"].prefix_CPD, made.prefix_CPD)
+    same = DocumentImage(ImageRef(path=os.path.relpath(file)), 7, squashed.layout, ())
+    assert store.has(same), "wherever one is, and wherever it stands in the text"
+    assert not store.has(cut)
+    os.utime(file, ns=(1, 1))
+    assert not store.has(squashed)
+
+
+def test_a_batch_is_put_together_from_images_and_back() -> None:
+    parts = [
+        Features(torch.randn(4, 3), (Grid(2, 2),), torch.randn(1, 2, 3)),
+        Features(torch.randn(8, 3), (Grid(1, 2), Grid(2, 3)), torch.randn(2, 2, 3)),
+    ]
+    whole = joined(parts)
+    assert whole.grids == (Grid(2, 2), Grid(1, 2), Grid(2, 3)) and len(whole.tokens_ND) == 12
+    for before, after in zip(parts, divided(whole, [1, 2]), strict=True):
+        assert before.grids == after.grids and torch.equal(before.tokens_ND, after.tokens_ND)
+        assert after.prefix_CPD is not None and torch.equal(before.prefix_CPD, after.prefix_CPD)  # type: ignore[arg-type]
+
+
+def test_room_is_known_before_anything_is_encoded(tmp_path: Path) -> None:
+    config = run_with(tmp_path / "run", tmp_path / "cache")
+    with processes(config.run) as procs:
+        run = prepare(config, procs, None)
+    assert run.cached is not None
+    [folder] = run.cached.store.folders.values()
+    spec = run.built.composer.encoders["main"]
+    image = DocumentImage(run.rows.sources[0][0].images[0], 0, run.built.composer.view.bound({"main": spec}), ())
+    sizes = {file.stat().st_size for file in folder.rglob("*.safetensors")}
+    wanted = features_bytes(image, "main", spec, torch.float32)
+    assert all(0 <= wanted - size < 256 for size in sizes)
+    small = run_with(tmp_path / "small", tmp_path / "other", run={"feature_cache_gb": 1e-6})
+    with pytest.raises(ConfigError, match="allow more than --feature-cache-gb 1e-06"):
+        train(small)
+    assert not list((tmp_path / "other").rglob("*.safetensors"))
+
+
+def collection(folder: Path, name: str, used: int, size: int = 100) -> Path:
+    made = folder / name
+    made.mkdir(parents=True)
+    (made / "x.safetensors").write_bytes(b"x" * size)
+    (made / USED).touch()
+    os.utime(made / USED, (used, used))
+    return made
+
+
+def test_what_was_used_longest_ago_makes_room_and_what_is_in_use_does_not(tmp_path: Path) -> None:
+    old, held, new = (collection(tmp_path, name, used) for used, name in enumerate(("old", "held", "new")))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.safetensors").write_bytes(b"not of the cache")
+    make_room(tmp_path, needed=100, limit=400)
+    assert old.exists()
+    with (held / LOCK).open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        make_room(tmp_path, needed=100, limit=300)
+        assert (old.exists(), held.exists(), new.exists()) == (False, True, True)
+        make_room(tmp_path, needed=100, limit=200)
+        assert (held.exists(), new.exists()) == (True, False)
+        with pytest.raises(ConfigError, match="train without"):
+            make_room(tmp_path, needed=100, limit=100)
+        assert held.exists()
+    make_room(tmp_path, needed=100, limit=100)
+    assert not held.exists() and (tmp_path / "mine").exists()
+
+
+def test_a_run_holds_its_folders_while_it_lives(tmp_path: Path) -> None:
+    config = run_with(tmp_path / "run", tmp_path / "cache")
+    with processes(config.run) as procs:
+        run = prepare(config, procs, None)
+    assert run.cached is not None
+    [folder] = run.cached.store.folders.values()
+
+    def free() -> bool:
+        with (folder / LOCK).open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    assert not free()
+    del run
+    assert free()
+
+
+def test_features_that_are_gone_or_damaged_are_told(tmp_path: Path) -> None:
+    store = FeatureStore({"main": tmp_path / "features"})
+    ref = ImageRef(path=str(tmp_path / "a.png"))
+    Image.new("RGB", (20, 20), "red").save(ref.path)
+    image, composer = shown(run_with(tmp_path, None), ref)
+    with pytest.raises(BeniError, match=r"a\.png are gone from the feature cache.*--resume auto"):
+        Pictures(composer, features=store).load(image)
+    store.write("main", image, Features(torch.randn(4, 3), (Grid(2, 2),)))
+    [file] = (tmp_path / "features").rglob("*.safetensors")
+    file.write_bytes(b"x")
+    with pytest.raises(BeniError, match=r"holds no features.*delete it"):
+        Pictures(composer, features=store).load(image)
+
+
+def test_a_pre_pass_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "IMAGES_AT_ONCE", 4)
+    forward, calls = TinyEncoder.forward, []
+
+    def once(self: TinyEncoder, pixels: torch.Tensor) -> Features:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return forward(self, pixels)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TinyEncoder, "forward", once)
+        train(run_with(tmp_path / "run", tmp_path / "cache"))
+    result = train(run_with(tmp_path / "again", tmp_path / "cache"))
+    assert result["feature_cache"]["encoded"] == result["feature_cache"]["images"] - 4
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWritten, match=r"features cannot be kept in .*file"):
+        train(run_with(tmp_path / "run", tmp_path / "file"))
