@@ -1,6 +1,8 @@
 """What is asked of the machine: honest clocks, warnings once, and what a GPU tells."""
 
 import ctypes
+import subprocess
+import sys
 from itertools import count
 
 import pynvml

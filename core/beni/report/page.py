@@ -102,10 +102,10 @@ class Cost:
 
 
 def _costs(by_part: Mapping[str, Mapping[str, float]]) -> list[Cost]:
+    """The dearest part first."""
     everything = sum(sum(each.values()) for each in by_part.values())
-    return [
-        Cost(part, each["forward"], each["backward"], sum(each.values()) / everything) for part, each in by_part.items()
-    ]
+    costs = [Cost(part, **each, share=sum(each.values()) / everything) for part, each in by_part.items()]
+    return sorted(costs, key=lambda cost: cost.share, reverse=True)
 
 
 def _plots(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
