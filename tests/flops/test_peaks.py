@@ -48,11 +48,14 @@ def test_dense_figures_are_ordered() -> None:
 
 def test_that_of_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fastest product of the best size; once."""
-    small, large = [0.0, 2.0, 10.0, 10.5, 20.0, 24.0], [30.0, 34.0, 40.0, 50.0, 60.0, 63.0]
-    ticks = iter([*small, *large])
+    small, large = [0.0, 0.4, 1.0, 1.01, 2.0, 2.4], [3.0, 3.4, 4.0, 5.0, 6.0, 6.05]
+    ticks = iter([*small, *large])  # of the largest nothing is measured: there is no tick left
     monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
-    peaks = [measured(torch.float32, 2, sizes=(10, 20), seconds=1.0) for _ in range(2)]
-    assert peaks[0].flops_per_s == 2 * 20**3 / 3
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    peaks = [measured(torch.float32, 2, sizes=(10, 20, 40), seconds=0.5) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before), "a run that goes on draws what it would have drawn"
+    assert peaks[0].flops_per_s == pytest.approx(2 * 20**3 / 0.05)
     assert peaks[0].source == "measured: fp32 product of 20², 2 threads" and peaks[1] is peaks[0]
 
 

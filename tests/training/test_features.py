@@ -3,6 +3,9 @@
 import fcntl
 import json
 import os
+import re
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from beni.config import RunConfig
-from beni.data.batch import Pictures
 from beni.data.document import DocumentImage
-from beni.data.features import FeatureStore, divided, features_bytes, joined
+from beni.data.features import FeatureStore, divided, features_bytes, joined, write
 from beni.data.loader import batches
-from beni.errors import BeniError, ConfigError, NotWritten
+from beni.errors import ConfigError, NotWritten
 from beni.model.build import build
 from beni.processes import processes
 from beni.sample import ImageRef
@@ -108,14 +110,21 @@ def test_several_encoders_and_many_crops(tmp_path: Path, parts: dict[str, Any], 
     assert len([each for each in (tmp_path / "cache").iterdir() if each.is_dir()]) == encoders
 
 
-def _train(out: str, cache: str) -> None:
-    train(run_with(Path(out), Path(cache) if cache else None))
+def _train(out: str, cache: str, dtype: str = "fp32") -> None:
+    train(run_with(Path(out), Path(cache) if cache else None, run={"dtype": dtype}))
 
 
 def test_two_processes_train_on_what_the_first_encoded(tmp_path: Path) -> None:
     run_ranks(_train, 2, str(tmp_path / "two"), str(tmp_path / "cache"))
     _train(str(tmp_path / "one"), "")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+def test_two_processes_in_bf16(tmp_path: Path) -> None:
+    """FSDP asks units for gradients that no step has run."""
+    run_ranks(_train, 2, str(tmp_path / "two"), str(tmp_path / "cache"), "bf16")
+    _train(str(tmp_path / "one"), "", "bf16")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -179,16 +188,16 @@ def test_a_changed_file_or_another_cut_is_another_image(tmp_path: Path) -> None:
     squashed, _ = shown(run_with(tmp_path, None), ImageRef(path=str(file)))
     cut, _ = shown(run_with(tmp_path, None, view={"name": "split"}), ImageRef(path=str(file)))
     made = Features(torch.randn(4, 3), (Grid(2, 2),), torch.randn(1, 2, 3))
-    store.write("main", squashed, made)
-    found = store.read(squashed)
-    assert found is not None and found["main"].grids == made.grids
-    assert torch.equal(found["main"].tokens_ND, made.tokens_ND)
-    assert found["main"].prefix_CPD is not None and torch.equal(found["main"].prefix_CPD, made.prefix_CPD)
+    write(store.files(squashed)["main"], made)
+    found = store.read(squashed)["main"]
+    assert found.grids == made.grids and torch.equal(found.tokens_ND, made.tokens_ND)
+    assert found.prefix_CPD is not None and torch.equal(found.prefix_CPD, made.prefix_CPD)  # type: ignore[arg-type]
     same = DocumentImage(ImageRef(path=os.path.relpath(file)), 7, squashed.layout, ())
-    assert store.has(same), "wherever one is, and wherever it stands in the text"
-    assert not store.has(cut)
+    assert store.files(same) == store.files(squashed), "wherever one is, and wherever it stands in the text"
+    before = store.files(squashed)
+    assert store.files(cut) != before
     os.utime(file, ns=(1, 1))
-    assert not store.has(squashed)
+    assert store.files(squashed) != before
 
 
 def test_a_batch_is_put_together_from_images_and_back() -> None:
@@ -215,7 +224,7 @@ def test_room_is_known_before_anything_is_encoded(tmp_path: Path) -> None:
     wanted = features_bytes(image, "main", spec, torch.float32)
     assert all(0 <= wanted - size < 256 for size in sizes)
     small = run_with(tmp_path / "small", tmp_path / "other", run={"feature_cache_gb": 1e-6})
-    with pytest.raises(ConfigError, match="allow more than --feature-cache-gb 1e-06"):
+    with pytest.raises(ConfigError, match=r"Allow more than --feature-cache-gb 1e-06"):
         train(small)
     assert not list((tmp_path / "other").rglob("*.safetensors"))
 
@@ -268,22 +277,78 @@ def test_a_run_holds_its_folders_while_it_lives(tmp_path: Path) -> None:
     assert free()
 
 
-def test_features_that_are_gone_or_damaged_are_told(tmp_path: Path) -> None:
-    store = FeatureStore({"main": tmp_path / "features"})
-    ref = ImageRef(path=str(tmp_path / "a.png"))
-    Image.new("RGB", (20, 20), "red").save(ref.path)
-    image, composer = shown(run_with(tmp_path, None), ref)
-    with pytest.raises(BeniError, match=r"a\.png are gone from the feature cache.*--resume auto"):
-        Pictures(composer, features=store).load(image)
-    store.write("main", image, Features(torch.randn(4, 3), (Grid(2, 2),)))
-    [file] = (tmp_path / "features").rglob("*.safetensors")
-    file.write_bytes(b"x")
-    with pytest.raises(BeniError, match=r"holds no features.*delete it"):
-        Pictures(composer, features=store).load(image)
+@pytest.mark.parametrize(
+    ("harm", "message"), [("unlink", "has no features in the cache"), ("cut", "holds no features .*delete it")]
+)
+def test_features_that_are_gone_or_damaged_are_told_of_their_samples(tmp_path: Path, harm: str, message: str) -> None:
+    """As a broken image is, and by the data workers, too."""
+    config = run_with(tmp_path / "run", tmp_path / "cache", data={"data": [SHAPES], "workers": 1})
+    with processes(config.run) as procs:
+        run = prepare(config, procs, None)
+        sample = run.rows.sources[0][0]
+        file = run.cached.store.files(shown(config, sample.images[0])[0])["main"]  # type: ignore[union-attr]
+        if harm == "unlink":
+            file.unlink()
+        else:
+            file.write_bytes(b"x")
+        rows = [row for _, step in batches(run.feed, Position().place, run.rows.plan.steps(0), 1) for row in step]
+    bad = dict(pair for row in rows for pair in row.stats.bad)
+    assert sample.id in bad and all(re.search(message, why) for why in bad.values())
+    assert sum(row.stats.samples for row in rows) + len(bad) == len(run.rows.sources[0])
+
+
+def _write_little(out: str, cache: str) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with pytest.raises(NotWritten, match=r"features cannot be kept in .*File too large"):
+        train(run_with(Path(out), Path(cache)))
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    run_ranks(_write_little, 1, str(tmp_path / "run"), str(tmp_path / "cache"))
+
+
+def test_an_encoder_that_was_written_anew_is_another_one(tmp_path: Path) -> None:
+    """A class in a file has no version."""
+    source = "from beni_plugins.encoders.tiny import TinyEncoder\nclass Mine(TinyEncoder):\n    pass\n"
+    names = []
+    for edited in (source, source + "    x = 1\n"):
+        (tmp_path / "mine.py").write_text(edited)
+        mine = dict(ENCODER, name=f"{tmp_path / 'mine.py'}:Mine")
+        config = run_with(tmp_path / "run", None, encoders={"main": mine})
+        built = build(config, ["x"])
+        spec, encoder = built.composer.encoders["main"], built.model.encoders["main"]
+        names.append(fingerprint(config.encoders["main"], config.view, spec, encoder, torch.float32))
+    assert names[0] != names[1] and all("/" not in name for name in names)
+
+
+def test_in_bf16_parameters_are_lowered_and_buffers_are_not(tmp_path: Path) -> None:
+    config = run_with(tmp_path / "run", None, run={"dtype": "bf16"})
+    encoder = build(config, ["x"]).model.encoders["main"]
+    encoder.register_buffer("kept", torch.ones(3))
+    with processes(config.run) as procs:
+        computing = features.lowered(encoder, procs)
+    assert {p.dtype for p in computing.parameters()} == {torch.bfloat16} and computing.kept.dtype == torch.float32
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}, "the model's own stays as it is"
+
+
+def test_bf16_trains_on_what_it_would_compute(tmp_path: Path) -> None:
+    for name, cache in (("plain", None), ("cached", tmp_path / "cache")):
+        train(run_with(tmp_path / name, cache, run={"dtype": "bf16"}))
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=5e-3)
+
+
+def test_of_several_encoders_only_the_new_one_runs(tmp_path: Path) -> None:
+    train(run_with(tmp_path / "one", tmp_path / "cache", connector={"name": "sva"}))
+    [first] = [each for each in (tmp_path / "cache").iterdir() if each.is_dir()]
+    times = {file: file.stat().st_mtime_ns for file in first.rglob("*.safetensors")}
+    result = train(run_with(tmp_path / "two", tmp_path / "cache", **SEVERAL))
+    folders = [each for each in (tmp_path / "cache").iterdir() if each.is_dir()]
+    assert result["feature_cache"]["encoded"] and len(folders) in (2, 3)
+    assert {file: file.stat().st_mtime_ns for file in first.rglob("*.safetensors")} == times
 
 
 def test_a_pre_pass_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "IMAGES_AT_ONCE", 4)
     forward, calls = TinyEncoder.forward, []
 
     def once(self: TinyEncoder, pixels: torch.Tensor) -> Features:
@@ -292,10 +357,11 @@ def test_a_pre_pass_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest
             raise KeyboardInterrupt
         return forward(self, pixels)
 
+    batch = {"row_crops": 4}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TinyEncoder, "forward", once)
-        train(run_with(tmp_path / "run", tmp_path / "cache"))
-    result = train(run_with(tmp_path / "again", tmp_path / "cache"))
+        train(run_with(tmp_path / "run", tmp_path / "cache", batch=batch))
+    result = train(run_with(tmp_path / "again", tmp_path / "cache", batch=batch))
     assert result["feature_cache"]["encoded"] == result["feature_cache"]["images"] - 4
 
 

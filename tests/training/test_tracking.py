@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from beni.errors import ConfigError
+from beni.errors import ConfigError, Stopped
 from beni.training.run import train
 from beni.training.tracking import tracked
 from tests.training.small import small_run
@@ -38,7 +38,7 @@ class Recorded:
     def log(self, line: dict[str, float]) -> None:
         self.lines.append(line)
 
-    def finish(self, exit_code: int = 0) -> None:
+    def finish(self, exit_code: int) -> None:
         self.ended.append(exit_code)
 
 
@@ -75,6 +75,25 @@ def test_a_run_that_fails_failed_there_too(tmp_path: Path, recorded: Recorded) -
     with pytest.raises(RuntimeError), tracked("which", tmp_path, {}):
         raise RuntimeError("in the middle")
     assert recorded.ended == [1]
+
+
+def test_a_run_that_was_asked_to_stop_has_not_failed(tmp_path: Path, recorded: Recorded) -> None:
+    with pytest.raises(Stopped), tracked("which", tmp_path, {}):
+        raise Stopped("saved")
+    assert recorded.ended == [0]
+
+
+def test_training_goes_on_when_the_service_dies(
+    tmp_path: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die(line: object) -> None:
+        raise BrokenPipeError("gone")
+
+    monkeypatch.setattr(recorded, "log", die)
+    result = train(small_run(tmp_path / "run", run={"wandb": "which"}))
+    assert capsys.readouterr().err.count("warning: Weights & Biases is lost (BrokenPipeError: gone)") == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert result["steps"] == 4 and [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
 def test_offline_everything_stays_in_the_folder(tmp_path: Path) -> None:

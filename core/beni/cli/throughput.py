@@ -92,7 +92,7 @@ def throughput(arguments: Sequence[str], program: str) -> None:
     if not rows:
         raise ConfigError(f"no combination could be measured; {folder / 'report.md'} says why")
     if options.scaling:
-        growth += curves(configs[0])
+        growth += curves(replace(configs[0], run=replace(configs[0].run, feature_cache="")))  # it draws its pictures
         report()
     print(terminal(rows))
     print("\n".join(["", *(row["regime_why"] for row in rows if len(rows) == 1), *map(told, growth)]))

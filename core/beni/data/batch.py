@@ -13,7 +13,7 @@ from beni.data.document import IGNORE, Composer, Document, DocumentImage
 from beni.data.features import FeatureStore, joined
 from beni.data.images import blank_image, draw, load_image, mean_colour, to_pixels
 from beni.data.memory import Reader, plan_memory
-from beni.errors import BeniError, ImageError
+from beni.errors import ImageError
 from beni.nn.plan import CrossPlan, RowPlan, plan_row
 from beni.nn.plan import trees as trees_of
 from beni.sample import Sample, Turn
@@ -309,14 +309,13 @@ class Pictures:
         """Decode and cut an image, or read its features, unless it is here already.
 
         Raises:
-            ImageError: it cannot be read.
-            BeniError: its features are gone.
+            ImageError: it cannot be read, or has no features.
         """
         key = image.ref.key
         if key in self._crops or key in self._features:
             return
         if self.features is not None:
-            self._features[key] = self._made_before(image)
+            self._features[key] = self.features.read(image)
             return
         picture = load_image(image.ref)
         if self.prepare is not None:
@@ -331,17 +330,6 @@ class Pictures:
         if self.composer.needs_size:
             return image.layout.crops
         return self.composer.view.layout(Size(*picture.size), self.composer.encoders).crops
-
-    def _made_before(self, image: DocumentImage) -> dict[str, Features]:
-        assert self.features is not None
-        found = self.features.read(image)
-        if found is None:
-            load_image(image.ref)  # which says why it could not be encoded
-            raise BeniError(
-                f"the features of image {image.ref.name} are gone from the feature cache, or the image was changed, "
-                f"while a run needed them; --resume auto goes on from the newest checkpoint"
-            )
-        return found
 
     def stack(self, order: Sequence[DocumentImage]) -> VisualInput:
         """Encoder inputs of these images, or their features."""

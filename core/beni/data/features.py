@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from beni.data.document import DocumentImage
-from beni.errors import BeniError
+from beni.errors import ImageError
 from beni.sample import ImageRef
 from beni.types import EncoderSpec, Features, Grid
+
+DRAFT = ".draft"
+"""How names of files end that are not whole yet."""
 
 
 class FeatureStore:
@@ -27,50 +30,63 @@ class FeatureStore:
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.folders = dict(folders)
 
-    def has(self, image: DocumentImage) -> bool:
-        """Whether all encoders have seen an image, cut as it is here."""
-        return all(self._path(key, image).is_file() for key in self.folders)
+    def files(self, image: DocumentImage) -> dict[str, Path]:
+        """Where the features of an image are, cut as it is here: by encoder key."""
+        identity = _identity(image.ref)
+        return {key: folder / _name(identity, image, key) for key, folder in self.folders.items()}
 
-    def read(self, image: DocumentImage) -> dict[str, Features] | None:
-        """By encoder key; None where a file is missing.
+    def read(self, image: DocumentImage) -> dict[str, Features]:
+        """By encoder key.
 
         Raises:
-            BeniError: a file is damaged.
+            ImageError: a file is missing or damaged; the message says what to do.
         """
-        return {key: self._read(key, image) for key in self.folders} if self.has(image) else None
+        return {key: _read(file, image.ref) for key, file in self.files(image).items()}
 
-    def write(self, key: str, image: DocumentImage, features: Features) -> None:
-        """Keep what an encoder made of an image."""
-        path = self._path(key, image)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grids = torch.tensor([[grid.rows, grid.cols] for grid in features.grids])
-        tensors = {"tokens": features.tokens_ND, "grids": grids}
-        if features.prefix_CPD is not None:
-            tensors["prefix"] = features.prefix_CPD
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft)
-        draft.replace(path)
 
-    def _read(self, key: str, image: DocumentImage) -> Features:
-        path = self._path(key, image)
-        try:
-            tensors = load_file(path)
-            grids = tuple(Grid(*grid) for grid in tensors["grids"].tolist())
-            return Features(tensors["tokens"], grids, tensors.get("prefix"))
-        except (SafetensorError, KeyError, OSError) as error:
-            raise BeniError(f"{path} holds no features: {error}; delete it, and the next run makes it again") from error
+def write(file: Path, features: Features) -> None:
+    """Keep what an encoder made of an image.
 
-    def _path(self, key: str, image: DocumentImage) -> Path:
-        digest = hashlib.blake2b(_identity(image.ref), digest_size=16)
-        digest.update(repr(image.layout.crops[key]).encode())
-        name = digest.hexdigest()
-        return self.folders[key] / name[:2] / f"{name[2:]}.safetensors"
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        "tokens": features.tokens_ND,
+        "grids": torch.tensor([[grid.rows, grid.cols] for grid in features.grids]),
+    }
+    if features.prefix_CPD is not None:
+        tensors["prefix"] = features.prefix_CPD
+    draft = file.with_name(f"{file.name}.{os.getpid()}{DRAFT}")
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft)
+    draft.replace(file)
+
+
+def _read(file: Path, ref: ImageRef) -> Features:
+    try:
+        tensors = load_file(file)
+        grids = tuple(Grid(*grid) for grid in tensors["grids"].tolist())
+        return Features(tensors["tokens"], grids, tensors.get("prefix"))
+    except FileNotFoundError as error:
+        raise ImageError(
+            f"image {ref.name} has no features in the cache: it could not be read when they were made, or was changed "
+            f"since; the next run tries again"
+        ) from error
+    except (SafetensorError, KeyError, OSError) as error:
+        raise ImageError(f"{file} holds no features ({error}): delete it, and the next run makes them again") from error
+
+
+def _name(identity: bytes, image: DocumentImage, key: str) -> str:
+    digest = hashlib.blake2b(identity, digest_size=16)
+    digest.update(repr(image.layout.crops[key]).encode())
+    name = digest.hexdigest()
+    return f"{name[:2]}/{name[2:]}.safetensors"
 
 
 def _identity(ref: ImageRef) -> bytes:
     """Equal for the same picture, in whatever run: its bytes, its address, or a file as it is now."""
     if ref.data:
-        return ref.data
+        return hashlib.blake2b(ref.data).digest()
     if ref.url:
         return ref.url.encode()
     path = Path(ref.path).resolve()
@@ -92,7 +108,7 @@ HEADER_BYTES = 256
 """Of a file, at most, beside its tensors."""
 
 
-def joined(parts: list[Features]) -> Features:
+def joined(parts: Sequence[Features]) -> Features:
     """Features of several images as one batch."""
     prefixes = [part.prefix_CPD for part in parts if part.prefix_CPD is not None]
     return Features(
@@ -102,7 +118,7 @@ def joined(parts: list[Features]) -> Features:
     )
 
 
-def divided(features: Features, crops: list[int]) -> list[Features]:
+def divided(features: Features, crops: Sequence[int]) -> list[Features]:
     """The inverse of `joined`.
 
     Args:

@@ -53,30 +53,31 @@ class Callbacks:
         self._stop_at_bad(step)
         self.window.add(step.batches, self.meter)
         logged = done % options.log_every == 0 or last
+        validated = self.held_out is not None and (done % self.eval_every == 0 or last)
+        due = last or bool(options.checkpoint_every and done % options.checkpoint_every == 0)
         if logged:
             self.monitor.close_window(self.window)
+        else:
+            self.metrics.advance(loss=self.loss)
+        if not (logged or step.skipped or validated or due):
+            return
         with self.monitor.paused():
             if step.skipped:
                 self.metrics.log(done, skipped=step.skipped)
             if logged:
                 self._log(step)
-            else:
-                self.metrics.advance(loss=self.loss)
-            self._keep(step, last)
+            self._keep(step, validated, due, last)
 
-    def _keep(self, step: StepReport, last: bool) -> None:
-        """Validate, and write a checkpoint, where that is due."""
-        options, done = self.run.config.run, step.position.steps
+    def _keep(self, step: StepReport, validated: bool, due: bool, last: bool) -> None:
+        """Validate and write a checkpoint, where that is due."""
         best = None
-        validated = self.held_out is not None and (done % self.eval_every == 0 or last)
-        due = options.checkpoint_every and done % options.checkpoint_every == 0
-        if validated or due or last:
+        if validated or due:
             self._survive(self.saver.settle, last)
         if self.held_out is not None and validated:
             figures = self.held_out.figures(self.run.built.model, self.run.processes)
-            self.metrics.log(done, **figures)
+            self.metrics.log(step.position.steps, **figures)
             best = figures["val_loss"] if figures["val_loss"] < self.lowest else None
-        if last or due or best is not None:
+        if due or best is not None:
             self._survive(lambda: self.begin(step.position, best), last)
         if last:
             self._survive(self.saver.settle, last)

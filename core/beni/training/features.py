@@ -8,8 +8,8 @@ nobody holds make room for others, those first that were used longest ago.
 import copy
 import fcntl
 import hashlib
+import inspect
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -19,33 +19,32 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from beni.config import Part, RunConfig
 from beni.data.batch import Pictures, dummy_document
-from beni.data.document import Composer, DocumentImage
-from beni.data.features import FeatureStore, divided, features_bytes
-from beni.data.loader import loader, worker_deaths_told
+from beni.data.document import DocumentImage
+from beni.data.features import DRAFT, FeatureStore, divided, features_bytes, write
+from beni.data.loader import Rows, loader, worker_deaths_told
 from beni.errors import ConfigError, ImageError, NotWritten
-from beni.interfaces import VisionEncoder
 from beni.model.build import Built
 from beni.model.config import spec_to_dict
 from beni.processes import Processes
-from beni.sample import Sample
 from beni.training.freeze import FreezeRow
 from beni.types import EncoderSpec
 
 FORMAT = 1
 """Of files and of what they mean; another one makes other folders."""
-IMAGES_AT_ONCE = 16
-"""Images that are encoded together."""
+COMPUTING = ("torch", "torchvision", "timm", "transformers", "open_clip_torch", "pillow")
+"""Packages whose versions decide what an encoder makes of an image."""
 LOCK, USED = ".lock", ".used"
-_LABEL = "encoding images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def check(config: RunConfig, table: Sequence[FreezeRow], streams: bool) -> None:
         raise ConfigError(f"--feature-cache: {why}")
 
 
-def fill(config: RunConfig, built: Built, sources: Sequence[Sequence[Sample]], procs: Processes) -> Cached:
+def fill(config: RunConfig, built: Built, rows: Rows, procs: Processes) -> Cached:
     """Encode the images of a run that the cache does not have.
 
     The first process does, and the others wait. The encoders compute in the run's precision.
@@ -89,53 +88,97 @@ def fill(config: RunConfig, built: Built, sources: Sequence[Sequence[Sample]], p
     Args:
         config: the run's; `check` has passed.
         built: of the first process whole.
-        sources: whose images are needed.
+        rows: whose images are needed.
         procs: every one of them calls this.
 
     Raises:
-        ConfigError: the features need more room than the cache may take.
-        NotWritten: there is no room on the disk.
+        ConfigError: the features need more room than the cache may take; or another process does not see them.
+        NotWritten: they cannot be written.
     """
     began = time.perf_counter()
     folder, told = Path(config.run.feature_cache).expanduser(), None
     if procs.is_main:
         try:
-            told = _filled(folder, config, built, sources, procs)
-        except OSError as error:
-            raise NotWritten(f"features cannot be kept in {folder}: {error.strerror or error}") from error
+            told = _filled(folder, config, built, rows, procs)
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise NotWritten(f"features cannot be kept in {folder}: {why}") from error
     procs.barrier()  # it takes as long as it takes
     names, images, encoded = procs.from_main(told and told[1:])
+    if told is None and not all((folder / name / LOCK).is_file() for name in names.values()):
+        raise ConfigError(f"--feature-cache {folder}: one process has written to it, and another one does not see it")
     store = told[0] if told else _held(folder, names)
     return Cached(store, images, encoded, time.perf_counter() - began)
 
 
 def _filled(
-    folder: Path, config: RunConfig, built: Built, sources: Sequence[Sequence[Sample]], procs: Processes
+    folder: Path, config: RunConfig, built: Built, rows: Rows, procs: Processes
 ) -> tuple[FeatureStore, dict[str, str], int, int]:
-    """The store, held; its folders' names; how many images a run needs, and how many of them were missing."""
-    encoders: Mapping[str, VisionEncoder] = dict(built.model.encoders.items())  # type: ignore[arg-type]
-    specs, parts, dtype = built.composer.encoders, config.encoders, procs.dtype
-    names = {key: fingerprint(parts[key], config.view, specs[key], encoder, dtype) for key, encoder in encoders.items()}
+    """The store, held; its folders' names; how many images a run needs, and how many of them this one has encoded."""
+    specs, encoders = built.composer.encoders, built.model.encoders
+    names = {
+        key: fingerprint(config.encoders[key], config.view, specs[key], encoder, procs.dtype)
+        for key, encoder in encoders.items()
+    }
     with _locked(folder):
         store = _held(folder, names)
-        images = _images(sources, built.composer)
-        missing = [image for image in images if not store.has(image)]
-        needed = sum(features_bytes(image, key, specs[key], dtype) for image in missing for key in specs)
-        make_room(folder, needed, round(config.run.feature_cache_gb * 1e9))
+        images, missing = _missing(rows, store, procs.dtype)
         if missing:
-            _encode(missing, encoders, store, built.composer, config, procs)
-    return store, names, len(images), len(missing)
+            for own in store.folders.values():
+                for draft in own.rglob(f"*{DRAFT}"):  # of somebody who was killed: there is one writer at a time
+                    draft.unlink()
+            make_room(folder, sum(each.room for each in missing), config.run.feature_cache_gb * 1e9)
+            computing = {key: lowered(encoder, procs) for key, encoder in encoders.items()}
+            loaded = _Loaded(missing, rows, store, config.batch.row_crops)
+            unread = _encode(loaded, computing, procs, config.data.workers)
+            if unread:
+                print(f"{unread} of {images} images could not be read, and have no features", file=sys.stderr)
+            return store, names, images, len(missing) - unread
+    return store, names, images, 0
 
 
 def fingerprint(part: Part, view: Part, spec: EncoderSpec, encoder: nn.Module, dtype: torch.dtype) -> str:
-    """Equal for encoders that make the same features: of one class, with the same options, weights, and view."""
-    parts = {"part": part.to_dict(), "view": view.to_dict(), "spec": spec_to_dict(spec)}
-    described = parts | {"format": FORMAT, "dtype": str(dtype)}
+    """Equal for encoders that make the same features: of one class, with the same options, weights, and view.
+
+    Their source files and the versions of what they compute with are taken for what they do.
+    """
+    described = {
+        "format": FORMAT,
+        "part": part.to_dict(),
+        "view": view.to_dict(),
+        "spec": spec_to_dict(spec),
+        "dtype": str(dtype),
+        "source": [_source(type(encoder)), _source(view.load())],
+        "versions": [_version(package) for package in COMPUTING],
+    }
     digest = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=16)
     for name, tensor in encoder.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return f"{part.plugin.name}-{digest.hexdigest()}"
+    return f"{part.plugin.name.replace(os.sep, '_')}-{digest.hexdigest()}"
+
+
+def _source(of: type) -> str:
+    """A checksum of the file that a class is written in; empty for one that has no file."""
+    try:
+        return hashlib.blake2b(Path(inspect.getfile(of)).read_bytes(), digest_size=16).hexdigest()
+    except (TypeError, OSError):
+        return ""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def lowered(encoder: nn.Module, procs: Processes) -> nn.Module:
+    """A copy of an encoder that computes as it would in training: there parameters are lowered, and buffers are not."""
+    computing = copy.deepcopy(encoder).to(procs.device).eval()
+    for parameter in computing.parameters():
+        parameter.data = parameter.data.to(procs.dtype)
+    return computing
 
 
 def _held(folder: Path, names: Mapping[str, str]) -> FeatureStore:
@@ -163,8 +206,8 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def make_room(folder: Path, needed: int, limit: int) -> None:
-    """Delete features that nobody uses, those first that were used longest ago, until there is room for more.
+def make_room(folder: Path, needed: float, limit: float) -> None:
+    """Delete features of encoders that no run uses, those first that were used longest ago, until there is room.
 
     Args:
         folder: of the cache; the caller holds its lock.
@@ -182,67 +225,137 @@ def make_room(folder: Path, needed: int, limit: int) -> None:
         with (each / LOCK).open("ab") as lock, suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(each)
-            total -= sizes[each]
+            total -= sizes.pop(each)
     if total > limit:
+        used = ", ".join(f"{each.name} ({size / 1e9:.2f} GB)" for each, size in sizes.items() if size)
         raise ConfigError(
-            f"--feature-cache {folder}: this run needs {needed / 1e9:.2f} GB more, and with what is in use that would "
-            f"be {total / 1e9:.2f} GB: allow more than --feature-cache-gb {limit / 1e9:g}, or train without"
+            f"--feature-cache {folder}: this run needs {needed / 1e9:.2f} GB more, and {total / 1e9:.2f} GB with what "
+            f"is in use: {used or 'nothing'}. Allow more than --feature-cache-gb {limit / 1e9:g}, delete folders in it "
+            f"whose images nobody needs any more, or train without"
         )
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _images(sources: Sequence[Sequence[Sample]], composer: Composer) -> list[DocumentImage]:
-    """The different images of some sources, and the one that stands in rows without any; not those without a size."""
-    found = {image.ref.key: image for image in dummy_document(composer).images}
-    for source in sources:
-        for index in range(len(source)):
-            for ref in source[index].images:
-                if ref.key not in found:
-                    with suppress(ImageError):  # it is never planned
-                        found[ref.key] = DocumentImage(ref, 0, composer.layout(ref), ())
-    return list(found.values())
+class _Place(NamedTuple):
+    """Where an image is."""
+
+    source: int
+    """-1: the image that stands in rows without any."""
+    sample: int
+    image: int
+
+    def find(self, rows: Rows) -> DocumentImage:
+        """The image, and how it is cut.
+
+        Raises:
+            ImageError: its size cannot be read.
+        """
+        if self.source < 0:
+            return dummy_document(rows.composer).images[0]
+        ref = rows.sources[self.source][self.sample].images[self.image]
+        return DocumentImage(ref, 0, rows.composer.layout(ref), ())
+
+
+class _Lacking(NamedTuple):
+    """An image without features of some encoders: small, for there may be millions."""
+
+    place: _Place
+    keys: tuple[str, ...]
+    """Of those encoders."""
+    crops: int
+    """Most that one of them sees."""
+    room: int
+    """Bytes that the features will take."""
+
+
+def _missing(rows: Rows, store: FeatureStore, dtype: torch.dtype) -> tuple[int, list[_Lacking]]:
+    """How many different images some rows show, the blank one too, and what is missing of their features."""
+    seen: set[bytes] = set()
+    lacking: list[_Lacking] = []
+    for place, key in _shown(rows):
+        digest = hashlib.blake2b(key if isinstance(key, bytes) else key.encode(), digest_size=16).digest()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        with suppress(ImageError):  # who trains on it will be told
+            image = place.find(rows)
+            keys = tuple(name for name, file in store.files(image).items() if not file.is_file())
+            if keys:
+                crops = max(len(image.layout.crops[name]) for name in keys)
+                room = sum(features_bytes(image, name, rows.composer.encoders[name], dtype) for name in keys)
+                lacking.append(_Lacking(place, keys, crops, room))
+    return len(seen), lacking
+
+
+def _shown(rows: Rows) -> Iterator[tuple[_Place, str | bytes]]:
+    """Every image that rows may show, and its key; one may come again."""
+    yield _Place(-1, 0, 0), dummy_document(rows.composer).images[0].ref.key
+    for number, (source, lengths) in enumerate(zip(rows.sources, rows.plan.lengths, strict=True)):
+        for sample in lengths.usable.tolist():
+            for image, ref in enumerate(source[sample].images):
+                yield _Place(number, sample, image), ref.key
+
+
+class _Made(NamedTuple):
+    """Encoder inputs of some images, by encoder key, and where the features of each go."""
+
+    pixels: dict[str, Tensor]
+    files: dict[str, list[Path]]
+    crops: dict[str, list[int]]
+    images: int
+    unread: int
 
 
 class _Loaded:
-    """Encoder inputs of some images at a time, and the images: those that can be read."""
+    """Encoder inputs of images without features, as many crops at a time as a row has at most."""
 
-    def __init__(self, images: Sequence[DocumentImage], composer: Composer) -> None:
-        self.images, self.composer = images, composer
+    def __init__(self, lacking: Sequence[_Lacking], rows: Rows, store: FeatureStore, most_crops: int) -> None:
+        self.rows, self.store = rows, store
+        self.groups: list[list[_Lacking]] = []
+        crops = most_crops
+        for each in lacking:
+            if crops + each.crops > most_crops:
+                self.groups.append([])
+                crops = 0
+            self.groups[-1].append(each)
+            crops += each.crops
 
     def __len__(self) -> int:
-        return math.ceil(len(self.images) / IMAGES_AT_ONCE)
+        return len(self.groups)
 
-    def __getitem__(self, index: int) -> tuple[list[DocumentImage], dict[str, Tensor]]:
-        pictures, readable = Pictures(self.composer), []
-        for image in self.images[index * IMAGES_AT_ONCE : (index + 1) * IMAGES_AT_ONCE]:
+    def __getitem__(self, index: int) -> _Made:
+        pictures, read = Pictures(self.rows.composer), []
+        for each in self.groups[index]:
             with suppress(ImageError):  # who trains on it will be told
+                image = each.place.find(self.rows)
                 pictures.load(image)
-                readable.append(image)
-        return readable, pictures.stack(readable).pixels if readable else {}
+                read.append((each, image, self.store.files(image)))
+        pixels, files, crops = {}, {}, {}
+        for key in self.store.folders:
+            own = [(image, paths[key]) for each, image, paths in read if key in each.keys]
+            if own:
+                pixels[key] = pictures.stack([image for image, _ in own]).pixels[key]
+                files[key] = [path for _, path in own]
+                crops[key] = [len(image.layout.crops[key]) for image, _ in own]
+        return _Made(pixels, files, crops, len(self.groups[index]), len(self.groups[index]) - len(read))
 
 
-def _encode(
-    images: Sequence[DocumentImage],
-    encoders: Mapping[str, VisionEncoder],
-    store: FeatureStore,
-    composer: Composer,
-    config: RunConfig,
-    procs: Processes,
-) -> None:
-    computing = {key: copy.deepcopy(each).to(procs.device, procs.dtype).eval() for key, each in encoders.items()}
+def _encode(loaded: _Loaded, encoders: Mapping[str, nn.Module], procs: Processes, workers: int) -> int:
+    """Write what is missing; how many images could not be read."""
+    unread, images = 0, sum(map(len, loaded.groups))
     before = multiprocessing.active_children()
-    batches = iter(loader(_Loaded(images, composer), config.data.workers, ahead=2))
+    groups = iter(loader(loaded, workers, ahead=2))
     started = [process for process in multiprocessing.active_children() if process not in before]
-    with worker_deaths_told(started), tqdm(total=len(images), desc=_LABEL, unit="image", leave=False) as bar:
-        for readable, pixels in batches:
-            for key, encoder in computing.items():
-                if readable:
-                    with torch.no_grad():
-                        features = encoder(pixels[key].to(procs.device))
-                    crops = [len(image.layout.crops[key]) for image in readable]
-                    for image, own in zip(readable, divided(features, crops), strict=True):
-                        store.write(key, image, own)
-            bar.update(min(IMAGES_AT_ONCE, len(images) - bar.n))
+    with worker_deaths_told(started), tqdm(total=images, desc="encoding images", unit="image", leave=False) as bar:
+        for made in groups:
+            for key, pixels in made.pixels.items():
+                with torch.no_grad():
+                    features = encoders[key](pixels.to(procs.device))
+                for file, own in zip(made.files[key], divided(features, made.crops[key]), strict=True):
+                    write(file, own)
+            unread += made.unread
+            bar.update(made.images)
+    return unread

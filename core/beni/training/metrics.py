@@ -31,11 +31,12 @@ class Metrics:
         """Append a line."""
         if self.file is not None:
             line = {"step": step, "time_s": round(time.perf_counter() - self.started, 3), **values}
-            self.tracker.log(line)
             had_room = not self.unwritten
             self.unwritten += json.dumps(line).encode() + b"\n"
             if (why := self._write()) and had_room:
                 self.tell(f"warning: {self.file.name} cannot be written: {why}; its lines are kept until there is room")
+            if why := self.tracker.log(line):
+                self.tell(f"warning: {why}")
 
     def tell(self, message: str) -> None:
         """Print a line beside the progress bar."""

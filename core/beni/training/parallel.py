@@ -59,6 +59,15 @@ def parallelize(
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
 
+def gather_once(part: nn.Module) -> None:
+    """Prepare units that no step will run: in bf16 FSDP asks every unit for gradients of whole parameters, which come
+    into being when they are gathered."""
+    for module in part.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
+
+
 def exchange_gradients(model: nn.Module, now: bool) -> None:
     """Whether the next backward pass sums gradients over processes, or keeps its own for a later one to sum.
 

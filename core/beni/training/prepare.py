@@ -66,14 +66,14 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
         raise ConfigError("nothing is trained: every part was loaded or quantized; name some with --train")
     if config.run.select == "best" and not validation(config.data.data):
         raise ConfigError("--select best compares losses on a validation split, and no source has one")
-    cached = None
     if config.run.feature_cache:
         features.check(config, table, streams=feed is not rows)
-        if not config.run.dry_run:
-            cached = features.fill(config, built, rows.sources, procs)
-            feed.features = cached.store
     procs.barrier()  # preparing takes as long as it takes
     folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
+    cached = None
+    if config.run.feature_cache and not config.run.dry_run:
+        cached = features.fill(config, built, rows, procs)
+        feed.features = cached.store
     total = config.optim.steps or _steps(rows.plan, config.optim.epochs)
     return Run(config, procs, folder, built, rows, feed, cached, quantized, adapters, table, total)
 

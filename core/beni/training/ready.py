@@ -8,7 +8,7 @@ from beni.errors import PluginError
 from beni.flops.account import FlopMeter
 from beni.model.parts import stacks
 from beni.training import freeze
-from beni.training.parallel import parallelize
+from beni.training.parallel import gather_once, parallelize
 from beni.training.prepare import Run
 from beni.training.recompute import DEAR
 
@@ -44,6 +44,8 @@ def ready(run: Run) -> Ready:
         uncountable = str(error)
     parallelize(model, run.processes, config.run, freeze.frozen_encoders(table))
     freeze.apply(model, table)
+    if run.cached is not None:
+        gather_once(model.encoders)
     groups = freeze.parameter_groups(model, table, config.optim)
     return Ready(torch.optim.AdamW(groups, betas=config.optim.betas, fused=True), meter, uncountable)
 

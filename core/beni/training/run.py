@@ -262,9 +262,8 @@ def _facts(run: Run, frozen: int) -> Facts:
         "replicas": run.config.run.replicas,
         "threads": torch.get_num_threads(),
         "blocks": "compiled" if run.config.run.compile else "eager",
+        "features": "computed" if run.cached is None else "cached",
     }
-    if run.cached is not None:
-        computed["features"] = "cached"
     return Facts(required, (computed,))
 
 

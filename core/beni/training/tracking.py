@@ -2,19 +2,20 @@
 
 import math
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from beni.errors import ConfigError, first_line
+from beni.errors import ConfigError, Stopped, first_line
 
 
 class Tracker:
     """Passes on what is logged; this one, to nobody."""
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl."""
+    def log(self, line: Mapping[str, Any]) -> str:
+        """Pass on a line of metrics.jsonl; why this and all that follows is not passed on, the first time it is not."""
+        return ""
 
     def summarize(self, result: Mapping[str, Any]) -> None:
         """What result.json holds."""
@@ -22,14 +23,29 @@ class Tracker:
 
 class _WandbTracker(Tracker):
     def __init__(self, run: Any) -> None:
-        self._run = run
+        self._run, self._lost = run, False
         run.define_metric("*", step_metric="step")  # a run that was continued may log a step again
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        self._run.log(_numbers(line))
+    def log(self, line: Mapping[str, Any]) -> str:
+        return self._tried(lambda: self._run.log(_numbers(line)))
 
     def summarize(self, result: Mapping[str, Any]) -> None:
-        self._run.summary.update(_numbers(result))
+        self._tried(lambda: self._run.summary.update(_numbers(result)))
+
+    def finish(self, exit_code: int) -> None:
+        """The run ends; what could not be passed on does not matter any more."""
+        self._tried(lambda: self._run.finish(exit_code=exit_code))
+
+    def _tried(self, work: Callable[[], Any]) -> str:
+        """Training does not end because somebody who watches it is gone."""
+        if self._lost:
+            return ""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001  of whatever kind: its service may die in any way
+            self._lost = True
+            return f"Weights & Biases is lost ({type(error).__name__}: {first_line(error)}); the run goes on without"
+        return ""
 
 
 @contextmanager
@@ -60,12 +76,16 @@ def tracked(project: str, folder: Path, config: Mapping[str, Any]) -> Iterator[T
             f"--wandb {project}: {first_line(error)}; log in with `wandb login`, or set WANDB_MODE=offline to keep "
             f"everything on this machine"
         ) from error
+    tracker = _WandbTracker(run)
     try:
-        yield _WandbTracker(run)
-    except BaseException:
-        run.finish(exit_code=1)
+        yield tracker
+    except Stopped:  # and will go on
+        tracker.finish(0)
         raise
-    run.finish()
+    except BaseException:
+        tracker.finish(1)
+        raise
+    tracker.finish(0)
 
 
 def _identity(folder: Path) -> str:
