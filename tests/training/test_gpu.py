@@ -40,3 +40,12 @@ def test_a_run_tells_of_the_gpu(tmp_path: Path) -> None:
     assert result["flops_per_s"] > 0 and 0 <= result["data_wait"] < 1
     if (peak := result["peak"]) is not None:  # a GPU that the table knows
         assert result["mfu"] == pytest.approx(result["flops_per_s"] / peak["flops_per_s"])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-3), ("bf16", 2e-2)])
+def test_a_feature_cache_changes_nothing(tmp_path: Path, dtype: str, tolerance: float) -> None:
+    optim = {"train": ["connector", "llm"]}
+    for name, cache in (("plain", ""), ("cached", str(tmp_path / "cache"))):
+        options = {"device": "cuda", "dtype": dtype, "log_every": 1, "feature_cache": cache}
+        train(small_run(tmp_path / name, optim=optim, run=options))
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=tolerance)
