@@ -96,6 +96,18 @@ def test_training_goes_on_when_the_service_dies(
     assert result["steps"] == 4 and [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
+def test_what_could_not_be_told_at_the_end_is_told_here(
+    tmp_path: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die(exit_code: int) -> None:
+        raise TimeoutError("nobody answers")
+
+    monkeypatch.setattr(recorded, "finish", die)
+    with tracked("which", tmp_path, {}):
+        pass
+    assert "Weights & Biases is lost (TimeoutError: nobody answers)" in capsys.readouterr().err
+
+
 def test_offline_everything_stays_in_the_folder(tmp_path: Path) -> None:
     """By wandb itself."""
     with tracked("which", tmp_path, {"optim": {"steps": 1}}) as tracker:

@@ -35,8 +35,7 @@ class Metrics:
             self.unwritten += json.dumps(line).encode() + b"\n"
             if (why := self._write()) and had_room:
                 self.tell(f"warning: {self.file.name} cannot be written: {why}; its lines are kept until there is room")
-            if why := self.tracker.log(line):
-                self.tell(f"warning: {why}")
+            self.tracker.log(line)
 
     def tell(self, message: str) -> None:
         """Print a line beside the progress bar."""

@@ -2,10 +2,13 @@
 
 import math
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from beni.errors import ConfigError, Stopped, first_line
 
@@ -13,9 +16,8 @@ from beni.errors import ConfigError, Stopped, first_line
 class Tracker:
     """Passes on what is logged; this one, to nobody."""
 
-    def log(self, line: Mapping[str, Any]) -> str:
-        """Pass on a line of metrics.jsonl; why this and all that follows is not passed on, the first time it is not."""
-        return ""
+    def log(self, line: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl."""
 
     def summarize(self, result: Mapping[str, Any]) -> None:
         """What result.json holds."""
@@ -26,26 +28,26 @@ class _WandbTracker(Tracker):
         self._run, self._lost = run, False
         run.define_metric("*", step_metric="step")  # a run that was continued may log a step again
 
-    def log(self, line: Mapping[str, Any]) -> str:
-        return self._tried(lambda: self._run.log(_numbers(line)))
+    def log(self, line: Mapping[str, Any]) -> None:
+        self._try(lambda: self._run.log(_numbers(line)))
 
     def summarize(self, result: Mapping[str, Any]) -> None:
-        self._tried(lambda: self._run.summary.update(_numbers(result)))
+        self._try(lambda: self._run.summary.update(_numbers(result)))
 
     def finish(self, exit_code: int) -> None:
-        """The run ends; what could not be passed on does not matter any more."""
-        self._tried(lambda: self._run.finish(exit_code=exit_code))
+        """The run ends."""
+        self._try(lambda: self._run.finish(exit_code=exit_code))
 
-    def _tried(self, work: Callable[[], Any]) -> str:
-        """Training does not end because somebody who watches it is gone."""
+    def _try(self, work: Callable[[], Any]) -> None:
+        """Training does not end because somebody who watches it is gone: a warning tells it, once."""
         if self._lost:
-            return ""
+            return
         try:
             work()
         except Exception as error:  # noqa: BLE001  of whatever kind: its service may die in any way
             self._lost = True
-            return f"Weights & Biases is lost ({type(error).__name__}: {first_line(error)}); the run goes on without"
-        return ""
+            why = f"{type(error).__name__}: {first_line(error)}"
+            tqdm.write(f"warning: Weights & Biases is lost ({why}); the run goes on without", file=sys.stderr)
 
 
 @contextmanager
