@@ -1,6 +1,8 @@
 """A run says what it cost: the operations of its rows, what it waited for, and what it could not count."""
 
 import json
+import os
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from beni.errors import PluginError
 from beni.flops.account import FlopMeter
 from beni.flops.figures import total
 from beni.processes import processes
+from beni.testing.launch import run_ranks
 from beni.training import freeze
 from beni.training.checkpoint import Position
 from beni.training.prepare import prepare
@@ -69,14 +72,28 @@ def test_a_form_of_image_that_cannot_be_counted_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It may come in the middle of a run."""
-
-    def refuse(*_: object) -> None:
-        raise PluginError("this form of image cannot be counted")
-
-    monkeypatch.setattr(FlopMeter, "cost", refuse)
+    monkeypatch.setattr(FlopMeter, "cost", _refuse)
     result = train(small_run(tmp_path / "run"))
     assert capsys.readouterr().err.count("this form of image cannot be counted; the run goes on") == 1
     assert result["steps"] == 4 and result["flops_per_sample"] is None
+
+
+def _train_uncounted(out: str, file: str) -> None:
+    """A form of image comes that cannot be counted, and only the second process sees it."""
+    if os.environ["RANK"] == "1":
+        FlopMeter.cost = _refuse  # type: ignore[assignment,method-assign]
+    with (Path(file) / os.environ["RANK"]).open("w") as told, redirect_stderr(told):
+        train(small_run(Path(out)))
+
+
+def _refuse(*_: object) -> None:
+    raise PluginError("this form of image cannot be counted")
+
+
+def test_what_another_process_cannot_count_is_told_too(tmp_path: Path) -> None:
+    run_ranks(_train_uncounted, 2, str(tmp_path / "run"), str(tmp_path))
+    assert (tmp_path / "0").read_text().count("this form of image cannot be counted; the run goes on") == 1
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["flops_per_sample"] is None
 
 
 def test_a_device_that_nobody_knows_has_no_mfu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,8 @@ class Callbacks:
     def _log(self, step: StepReport) -> None:
         procs = self.run.processes
         [loss] = procs.sum(step.loss.item())
-        self._count()
+        if why := next(filter(None, procs.gather(self._count())), ""):
+            self._uncounted(why)
         window, machine = self.window.over(procs), together(procs.gather(self.monitor.sample()))
         self.totals.merge(window)
         self.window = Totals()
@@ -152,16 +153,17 @@ class Callbacks:
         for warning in self.monitor.warnings(self.totals, machine):
             self.metrics.tell(f"warning: {warning}")
 
-    def _count(self) -> None:
-        """The operations of the open window; where they cannot be counted, training goes on without."""
-        if self.meter is None:
-            return
+    def _count(self) -> str:
+        """Count the operations of the open window; why that cannot be done, if it cannot."""
         try:
-            self.window.count(self.meter)
+            if self.meter is not None:
+                self.window.count(self.meter)
         except PluginError as error:
-            self._uncounted(str(error))
+            return str(error)
+        return ""
 
     def _uncounted(self, why: str) -> None:
+        """No process counts any more: figures would be of a part of the rows."""
         self.meter = None
         self.metrics.tell(f"warning: {why}; the run goes on without figures of its FLOPs")
 
