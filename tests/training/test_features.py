@@ -26,7 +26,7 @@ from beni.testing.launch import run_ranks
 from beni.training import features
 from beni.training.checkpoint import Position
 from beni.training.features import LOCK, USED, fingerprint, make_room
-from beni.training.prepare import prepare
+from beni.training.prepare import Run, prepare
 from beni.training.run import train
 from beni.types import Features, Grid
 from beni_plugins.encoders.tiny import TinyEncoder
@@ -40,6 +40,12 @@ def run_with(folder: Path, cache: Path | None, **changes: dict[str, Any]) -> Any
     run = changes.pop("run", {}) | ({"feature_cache": str(cache)} if cache else {})
     optim = {"train": [part for part in FROZEN if part != "fusion" or changes.get("fusion", {}).get("name") == "xattn"]}
     return small_run(folder, optim=changes.pop("optim", {}) | optim, run=run, **changes)
+
+
+def prepared(config: RunConfig) -> Run:
+    """A run before its first step, its images encoded."""
+    with processes(config.run) as procs:
+        return prepare(config, procs, None)
 
 
 def losses(folder: Path) -> list[float]:
@@ -73,9 +79,7 @@ def test_each_image_is_encoded_once_and_no_step_runs_an_encoder(
 
     monkeypatch.setattr(TinyEncoder, "forward", counted)
     data = {"data": [SHAPES], "eval_limit": 0, "eval_data": []}
-    config = run_with(tmp_path / "one", tmp_path / "cache", data=data)
-    with processes(config.run) as procs:
-        first = prepare(config, procs, None).cached
+    first = prepared(run_with(tmp_path / "one", tmp_path / "cache", data=data)).cached
     assert first is not None and sum(seen) == first.encoded == first.images
     seen.clear()
     again = run_with(tmp_path / "two", tmp_path / "cache", data=data)
@@ -213,9 +217,7 @@ def test_a_batch_is_put_together_from_images_and_back() -> None:
 
 
 def test_room_is_known_before_anything_is_encoded(tmp_path: Path) -> None:
-    config = run_with(tmp_path / "run", tmp_path / "cache")
-    with processes(config.run) as procs:
-        run = prepare(config, procs, None)
+    run = prepared(run_with(tmp_path / "run", tmp_path / "cache"))
     assert run.cached is not None
     [folder] = run.cached.store.folders.values()
     spec = run.built.composer.encoders["main"]
@@ -258,9 +260,7 @@ def test_what_was_used_longest_ago_makes_room_and_what_is_in_use_does_not(tmp_pa
 
 
 def test_a_run_holds_its_folders_while_it_lives(tmp_path: Path) -> None:
-    config = run_with(tmp_path / "run", tmp_path / "cache")
-    with processes(config.run) as procs:
-        run = prepare(config, procs, None)
+    run = prepared(run_with(tmp_path / "run", tmp_path / "cache"))
     assert run.cached is not None
     [folder] = run.cached.store.folders.values()
 
@@ -339,13 +339,14 @@ def test_bf16_trains_on_what_it_would_compute(tmp_path: Path) -> None:
 
 
 def test_of_several_encoders_only_the_new_one_runs(tmp_path: Path) -> None:
-    train(run_with(tmp_path / "one", tmp_path / "cache", connector={"name": "sva"}))
-    [first] = [each for each in (tmp_path / "cache").iterdir() if each.is_dir()]
-    times = {file: file.stat().st_mtime_ns for file in first.rglob("*.safetensors")}
-    result = train(run_with(tmp_path / "two", tmp_path / "cache", **SEVERAL))
-    folders = [each for each in (tmp_path / "cache").iterdir() if each.is_dir()]
-    assert result["feature_cache"]["encoded"] and len(folders) in (2, 3)
-    assert {file: file.stat().st_mtime_ns for file in first.rglob("*.safetensors")} == times
+    first = prepared(run_with(tmp_path / "one", tmp_path / "cache", connector={"name": "sva"})).cached
+    assert first is not None
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
+    both = prepared(run_with(tmp_path / "two", tmp_path / "cache", **SEVERAL)).cached
+    assert both is not None and both.encoded == both.images == first.images == len(times)
+    assert both.store.folders["main"] == first.store.folders["main"], "drawn from one seed"
+    again = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
+    assert len(again) == 2 * len(times) and times.items() <= again.items()
 
 
 def test_a_pre_pass_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
