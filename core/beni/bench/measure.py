@@ -17,7 +17,6 @@ from beni.config import RunConfig
 from beni.data.loader import batches, worker_deaths_told
 from beni.errors import DataError
 from beni.flops.account import FlopMeter
-from beni.flops.count import added
 from beni.flops.estimates import (
     Decoder,
     chinchilla_forward,
@@ -172,16 +171,13 @@ class _Recorder:
 
 def _row(run: Run, recorder: _Recorder, peak: Peak | None) -> dict[str, Any]:
     """Figures of all processes together; times are the first one's."""
-    procs, windows = run.processes, recorder.windows
-    everybody: list[tuple[Totals, ...]] = list(zip(*procs.gather(windows), strict=True))  # by window
+    procs, whole = run.processes, Totals()
+    windows = [window.over(procs) for window in recorder.windows]
+    for window in windows:
+        whole.merge(window)
     limit = limit_of(procs.gather(peak))
-    speeds = [sum(w.samples for w in each) / each[0].seconds for each in everybody]
-    whole = [window for each in everybody for window in each]
-    samples, images = sum(w.samples for w in whole), sum(w.images for w in whole)
-    seconds = sum(each[0].seconds for each in everybody)
-    positions = sum(w.tokens for w in whole)
-    flops, causal = added(*(w.flops for w in whole)), added(*(w.causal for w in whole))
-    rate = median(sum(total(w.flops).model for w in each) / each[0].seconds for each in everybody)
+    speeds = [window.samples / window.seconds for window in windows]
+    rate = median(total(window.flops).model / window.seconds for window in windows)
     return {
         **_names(run.config),
         "device": _device_name(procs.device),
@@ -189,22 +185,22 @@ def _row(run: Run, recorder: _Recorder, peak: Peak | None) -> dict[str, Any]:
         "processes": procs.world,
         "samples_per_s": median(speeds),
         "samples_per_s_quartiles": _quartiles(speeds),
-        "images_per_s": median(sum(w.images for w in each) / each[0].seconds for each in everybody),
-        "positions_per_s": median(sum(w.tokens for w in each) / each[0].seconds for each in everybody),
-        "step_s": seconds / (len(everybody) * recorder.plan.window_steps),
-        "step_split": _split(windows, recorder.regime),
-        **per_sample(flops, causal, samples),
-        **utilization(rate, flops, causal, limit),
+        "images_per_s": median(window.images / window.seconds for window in windows),
+        "positions_per_s": median(window.tokens / window.seconds for window in windows),
+        "step_s": whole.seconds / (len(windows) * recorder.plan.window_steps),
+        "step_split": _split(recorder.windows, recorder.regime),
+        **per_sample(whole.flops, whole.causal, whole.samples),
+        **utilization(rate, whole.flops, whole.causal, limit),
         "peak": peak and peak.to_dict(),
         "regime": recorder.regime and recorder.regime.bound_by,
         "regime_why": recorder.regime and str(recorder.regime),
         "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
         "skipped_samples": sum(procs.gather(len(recorder.bad))),
-        "visual_tokens_per_image": sum(w.visual_tokens for w in whole) / images if images else None,
-        "positions_per_sample": positions / samples,
+        "visual_tokens_per_image": whole.visual_tokens / whole.images if whole.images else None,
+        "positions_per_sample": whole.tokens / whole.samples,
         "parameters": sum(row.parameters for row in run.table),
         "trainable_parameters": sum(row.trained for row in run.table),
-        "estimates_per_sample": _estimates(run, positions / samples),
+        "estimates_per_sample": _estimates(run, whole.tokens / whole.samples),
     }
 
 
