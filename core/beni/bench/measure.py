@@ -191,7 +191,7 @@ def _row(run: Run, recorder: _Recorder, peak: Peak | None) -> dict[str, Any]:
         "step_split": _split(recorder.windows, recorder.regime),
         **per_sample(whole.flops, whole.causal, whole.samples),
         **utilization(rate, whole.flops, whole.causal, limit),
-        "peak": peak and peak.to_dict(),
+        "peak": peak and peak._asdict(),
         "regime": recorder.regime and recorder.regime.bound_by,
         "regime_why": recorder.regime and str(recorder.regime),
         "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),

@@ -8,7 +8,7 @@ A device that is not in the table by its exact name has no known peak: a variant
 import time
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -80,10 +80,6 @@ class Peak(NamedTuple):
     precision: Precision
     source: str
     """Where the figure is from, for people."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return self._asdict()
 
 
 def precision_of(dtype: torch.dtype, device: torch.device) -> Precision:

@@ -104,7 +104,7 @@ def _trained(run: Run, resumed_from: Path | None, tracker: Tracker, started: flo
         "failed_checkpoints": fitted.unsaved,
         **fitted.validated,
         **fitted.totals.summary(fitted.limit),
-        "peak": fitted.peak and fitted.peak.to_dict(),
+        "peak": fitted.peak and fitted.peak._asdict(),
         "unusable_samples": len(run.feed.unusable),
         "unusable": [{"id": name, "reason": why} for name, why in run.feed.unusable[:LISTED]],
         "parameters": _parameters(run.table),
