@@ -14,6 +14,7 @@ import re
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -97,8 +98,20 @@ class Plugin:
 
 def available(kind: str) -> list[Plugin]:
     """All parts of a kind that installed packages offer, sorted by name. Imports none of them."""
-    found = [_describe(kind, entry) for entry in entry_points(group=GROUPS[kind])]
-    return sorted(set(found), key=lambda plugin: (plugin.name, plugin.distribution))
+    return list(_installed(tuple(sys.path))[kind])
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> dict[str, list[Plugin]]:
+    """What packages on a search path offer, by kind. Their metadata is read once: it takes a while, and is asked for often."""
+    offered = entry_points()
+    return {
+        kind: sorted(
+            {_describe(kind, entry) for entry in offered.select(group=group)},
+            key=lambda plugin: (plugin.name, plugin.distribution),
+        )
+        for kind, group in GROUPS.items()
+    }
 
 
 def find(kind: str, reference: str) -> Plugin:
