@@ -103,7 +103,7 @@ def available(kind: str) -> list[Plugin]:
 
 @cache
 def _installed(path: tuple[str, ...]) -> dict[str, list[Plugin]]:
-    """What packages on a search path offer, by kind. Their metadata is read once: it takes a while, and is asked for often."""
+    """What packages on a search path offer, by kind. Reading metadata takes a while, and it is asked for often."""
     offered = entry_points()
     return {
         kind: sorted(

@@ -80,6 +80,7 @@ def ask_to_stop_behind(step: int, started: "subprocess.Popen[str]", out: Path, t
     return started.wait()
 
 
+@pytest.mark.slow
 def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(cluster: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--out", str(out), *RUN]

@@ -37,6 +37,25 @@ def test_equals_naive_attention(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("window", [None, 3])
+def test_gradients_in_bf16_are_rounded_ones_of_fp32(kv_heads: int, window: int | None) -> None:
+    segments, positions = random_row(np.random.default_rng(0), trees=7)
+    plan = plan_row(segments, positions)
+    torch.manual_seed(0)
+    rounded = [torch.randn(len(positions), heads, 8).bfloat16() for heads in (4, kv_heads, kv_heads)]
+    direction = torch.randn(len(positions), 4, 8)
+
+    def gradients(dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs = [each.to(dtype, copy=True).requires_grad_() for each in rounded]
+        out = packed_attention(*inputs, plan, window=window)  # type: ignore[arg-type]
+        assert out.dtype == dtype
+        return list(torch.autograd.grad((out.float() * direction.bfloat16()).sum(), inputs))
+
+    for low, exact in zip(gradients(torch.bfloat16), gradients(torch.float32), strict=True):
+        torch.testing.assert_close(low.float(), exact, rtol=2**-7, atol=2**-6 * float(exact.abs().max()))
+
+
 def test_other_trees_and_siblings_are_invisible() -> None:
     segments = [Segment(0, 4), Segment(4, 7, 0), Segment(7, 9, 0), Segment(9, 12)]
     plan = plan_row(segments, np.array([0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 1, 2]))

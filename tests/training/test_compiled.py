@@ -182,6 +182,7 @@ def _train(out: str, backend: str, changes: dict[str, Any]) -> None:
     Path(f"{out}-said-{os.environ['RANK']}").write_text(said.getvalue())
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_run_with_inductor_goes_on_without(tmp_path: Path) -> None:
     """It is trained, judged, saved and continued like one of eager blocks, and told what has changed."""
@@ -201,6 +202,7 @@ def test_a_run_with_inductor_goes_on_without(tmp_path: Path) -> None:
     assert [(part["from_step"], part["blocks"]) for part in computed] == [(0, "compiled"), (2, "eager")]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_of_eager_blocks(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     train(small_run(one, **FUSIONS["xattn"]))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -20,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from beni.errors import IncompatiblePartsError
 from beni.nn.plan import CrossPlan, RowPlan
 
+_ATEN = torch.ops.aten
 ATTENTION = "beni"
 """The attention implementation under which beni's function is registered with transformers."""
 
@@ -49,12 +51,17 @@ def packed_attention(
         softcap: scores become softcap·tanh(scores/softcap) (Gemma 2), or None.
         dropout: probability with which an attention weight is dropped (GPT-2 in training).
     """
+    buckets = plan.within(window)
+    sizes = [bucket.index_BL.numel() for bucket in buckets]
+    slots = zip(
+        *(_ToSlots.apply(x, plan.index_S, plan.slot_T).split(sizes) for x in (q_THK, k_TGK, v_TGK)), strict=True
+    )
     outputs = []
-    for bucket in plan.within(window):
-        q, k, v = (rearrange(x[bucket.index_BL], "B L H K -> B H L K") for x in (q_THK, k_TGK, v_TGK))
+    for bucket, filled in zip(buckets, slots, strict=True):
+        q, k, v = (rearrange(x, "(B L) H K -> B H L K", B=len(bucket.index_BL)) for x in filled)
         out = _attend(q, k, v, bucket.mask_B1LL, scale, softcap, dropout, causal=bucket.mask_B1LL is None)
         outputs.append(rearrange(out, "B H L K -> (B L) H K"))
-    return torch.cat(outputs)[plan.slot_T]
+    return _FromSlots.apply(torch.cat(outputs), plan.slot_T)
 
 
 @torch.compiler.disable
@@ -91,6 +98,8 @@ def _attend(
     causal: bool,
 ) -> Tensor:
     shared = q_BHLK.shape[1] != k_BGMK.shape[1]
+    if softcap is None and not dropout and _Bf16OnCpu.serves(q_BHLK, v_BGMK):
+        return _Bf16OnCpu.apply(q_BHLK, k_BGMK, v_BGMK, mask, scale, causal)
     if softcap is None:
         return F.scaled_dot_product_attention(
             q_BHLK, k_BGMK, v_BGMK, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
@@ -104,6 +113,95 @@ def _attend(
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # rows of padding see nothing: -inf gives NaN
     return F.dropout(scores.float().softmax(-1), dropout).to(v_BGMK.dtype) @ v_BGMK
+
+
+class _ToSlots(torch.autograd.Function):
+    """Puts positions into the slots of buckets.
+
+    A position has one slot, and padding gets no gradient: so gradients come back by another gather, where autograd
+    would add them up row by row.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_THK: Tensor, index_S: Tensor, slot_T: Tensor) -> Tensor:
+        ctx.save_for_backward(slot_T)
+        return x_THK[index_S]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_SHK: Tensor) -> tuple[Tensor, None, None]:
+        [slot_T] = ctx.saved_tensors
+        return grad_SHK[slot_T], None, None
+
+
+class _FromSlots(torch.autograd.Function):
+    """Takes positions out of the slots of buckets; padding, which nobody takes, gets zero for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SHK: Tensor, slot_T: Tensor) -> Tensor:
+        ctx.save_for_backward(slot_T)
+        ctx.slots = len(x_SHK)
+        return x_SHK[slot_T]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_THK: Tensor) -> tuple[Tensor, None]:
+        [slot_T] = ctx.saved_tensors
+        return grad_THK.new_zeros(ctx.slots, *grad_THK.shape[1:]).index_copy_(0, slot_T, grad_THK), None
+
+
+class _Bf16OnCpu(torch.autograd.Function):
+    """PyTorch's fused attention on a CPU in bf16, with its backward pass in fp32, where that kernel is much faster:
+    ten times for documents of 50 positions, and still a little for 800 (docs/performance.md)."""
+
+    @staticmethod
+    def serves(q_BHLK: Tensor, v_BGMK: Tensor) -> bool:
+        alike = q_BHLK.device.type == "cpu" and q_BHLK.dtype == v_BGMK.dtype == torch.bfloat16
+        return alike and q_BHLK.shape[-1] == v_BGMK.shape[-1] and torch.is_grad_enabled()
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_BHLK: Tensor,
+        k_BGMK: Tensor,
+        v_BGMK: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+        causal: bool,
+    ) -> Tensor:
+        added = None
+        if mask is not None:
+            added = torch.zeros(mask.shape, dtype=q_BHLK.dtype).masked_fill_(~mask, -torch.inf)
+        ctx.how = {"dropout_p": 0.0, "is_causal": causal, "scale": scale}
+        out_BHLK, normaliser_BHL = _ATEN._scaled_dot_product_flash_attention_for_cpu(
+            q_BHLK, _repeated(k_BGMK, q_BHLK), _repeated(v_BGMK, q_BHLK), attn_mask=added, **ctx.how
+        )
+        ctx.save_for_backward(q_BHLK, k_BGMK, v_BGMK, out_BHLK, normaliser_BHL, added)
+        return out_BHLK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BHLK: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, normaliser_BHL, added = ctx.saved_tensors
+        q_BHLK, k_BGMK, v_BGMK, out_BHLK = (x.float() for x in saved)
+        k_BHMK, v_BHMK = (_repeated(x, q_BHLK) for x in (k_BGMK, v_BGMK))
+        dq, dk, dv = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad_BHLK.float(),
+            q_BHLK,
+            k_BHMK,
+            v_BHMK,
+            out_BHLK,
+            normaliser_BHL,
+            attn_mask=None if added is None else added.float(),
+            **ctx.how,
+        )
+        dk, dv = (x.unflatten(1, (k_BGMK.shape[1], -1)).sum(2) for x in (dk, dv))
+        return (*(x.to(grad_BHLK.dtype) for x in (dq, dk, dv)), None, None, None)
+
+
+def _repeated(x_BGMK: Tensor, q_BHLK: Tensor) -> Tensor:
+    """Keys or values, once for each query head."""
+    return x_BGMK.repeat_interleave(q_BHLK.shape[1] // x_BGMK.shape[1], dim=1)
 
 
 def _transformers_attention(

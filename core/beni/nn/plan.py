@@ -47,6 +47,8 @@ class RowPlan:
         self.buckets = tuple(buckets)
         self.slot_T = slot_T
         self.positions_T = positions_T
+        self.index_S = torch.cat([bucket.index_BL.flatten() for bucket in buckets] or [slot_T])
+        """The position in each slot of all buckets."""
         self._windowed: dict[int, tuple[Bucket, ...]] = {}
 
     def to(self, device: torch.device) -> "RowPlan":

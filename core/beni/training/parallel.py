@@ -53,6 +53,8 @@ def parallelize(
             fully_shard(unit, mesh=mesh, mp_policy=policy)
         elif options.frozen_encoders == "replicated":
             fully_shard(unit, mesh=processes.copies, mp_policy=policy)
+    if processes.world == 1:
+        return  # dividing by one would be a pass over all gradients
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
