@@ -152,7 +152,7 @@ class _FromSlots(torch.autograd.Function):
 
 class _Bf16OnCpu(torch.autograd.Function):
     """PyTorch's fused attention on a CPU in bf16, with its backward pass in fp32, where that kernel is much faster:
-    ten times for documents of 50 positions, and still a little for 800 (docs/performance.md)."""
+    ten times for documents of 50 positions, still a little for 800 (PyTorch 2.14, AMX)."""
 
     @staticmethod
     def serves(q_BHLK: Tensor, v_BGMK: Tensor) -> bool:
