@@ -97,7 +97,10 @@ class Plugin:
 
 
 def available(kind: str) -> list[Plugin]:
-    """All parts of a kind that installed packages offer, sorted by name. Imports none of them."""
+    """All parts of a kind that installed packages offer, sorted by name. Imports none of them.
+
+    Packages that come into a folder of `sys.path` after the first call are not seen by this process.
+    """
     return list(_installed(tuple(sys.path))[kind])
 
 
