@@ -7,6 +7,7 @@ import torch
 from beni.nn.attention import cross_attention
 from beni.nn.plan import CrossPlan, plan_cross
 from tests.nn.naive import naive_attention
+from tests.nn.rounded import assert_bf16_is_near_fp32
 
 MEMORY = 12
 
@@ -46,6 +47,14 @@ def test_equals_naive_attention(seed: int) -> None:
     empty = torch.from_numpy(spans[:, 0] == spans[:, 1])
     assert (out[empty] == 0).all(), "what reads nothing gets exactly zero"
     assert (found[1][-2:] == 0).all(), "what is read by nobody gets exactly zero gradient"
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_bf16_is_near_fp32(kv_heads: int) -> None:
+    ranges, spans = random_spans(np.random.default_rng(0))
+    plan = plan_cross(ranges, spans)
+    shapes = [(len(spans), 4, 8), (MEMORY, kv_heads, 8), (MEMORY, kv_heads, 8)]
+    assert_bf16_is_near_fp32(lambda q, k, v: cross_attention(q, k, v, plan), shapes)
 
 
 def test_nobody_reads() -> None:

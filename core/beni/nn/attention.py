@@ -3,7 +3,8 @@
 `torch.compile` leaves the two functions that follow a plan as they are: the number of its buckets changes from row to
 row, and with it their graph would.
 
-Shapes: T positions of the row, H heads, K head width, B trees of a bucket, L slots of a tree, M memory slots.
+Shapes: T positions of the row, H heads, K head width, B trees of a bucket, L slots of a tree, S slots of all
+buckets, M memory slots or keys, G key heads.
 """
 
 from typing import Any
@@ -97,15 +98,14 @@ def _attend(
     dropout: float,
     causal: bool,
 ) -> Tensor:
-    shared = q_BHLK.shape[1] != k_BGMK.shape[1]
-    if softcap is None and not dropout and _Bf16OnCpu.serves(q_BHLK, v_BGMK):
-        return _Bf16OnCpu.apply(q_BHLK, k_BGMK, v_BGMK, mask, scale, causal)
     if softcap is None:
+        if not dropout and _Bf16OnCpu.serves(q_BHLK, v_BGMK):
+            return _Bf16OnCpu.apply(q_BHLK, k_BGMK, v_BGMK, mask, scale, causal)
+        shared = q_BHLK.shape[1] != k_BGMK.shape[1]
         return F.scaled_dot_product_attention(
             q_BHLK, k_BGMK, v_BGMK, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
         )
-    if shared:
-        k_BGMK, v_BGMK = (x.repeat_interleave(q_BHLK.shape[1] // x.shape[1], dim=1) for x in (k_BGMK, v_BGMK))
+    k_BGMK, v_BGMK = (_repeated(x, q_BHLK) for x in (k_BGMK, v_BGMK))
     scores = q_BHLK @ k_BGMK.transpose(-1, -2) * (scale if scale is not None else q_BHLK.shape[-1] ** -0.5)
     scores = softcap * torch.tanh(scores / softcap)
     if causal:
@@ -116,7 +116,7 @@ def _attend(
 
 
 class _ToSlots(torch.autograd.Function):
-    """Puts positions into the slots of buckets.
+    """Puts positions into the S slots of all buckets.
 
     A position has one slot, and padding gets no gradient: so gradients come back by another gather, where autograd
     would add them up row by row.
@@ -200,8 +200,9 @@ class _Bf16OnCpu(torch.autograd.Function):
 
 
 def _repeated(x_BGMK: Tensor, q_BHLK: Tensor) -> Tensor:
-    """Keys or values, once for each query head."""
-    return x_BGMK.repeat_interleave(q_BHLK.shape[1] // x_BGMK.shape[1], dim=1)
+    """[B, H, M, K] keys or values, once for each query head."""
+    times = q_BHLK.shape[1] // x_BGMK.shape[1]
+    return x_BGMK if times == 1 else x_BGMK.repeat_interleave(times, dim=1)
 
 
 def _transformers_attention(
