@@ -1,12 +1,14 @@
 """Specs: sources with options and splits; what is trained on, validated on, and judged."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from beni.data.spec import judged, parse, training, validation
 from beni.errors import ConfigError, DataError, PluginError
+from beni.sample import Sample
 from tests.conftest import write_llava
 
 SMALL = "shapes?images=10"
@@ -89,3 +91,19 @@ def test_somebody_has_to_count(file: str) -> None:
     assert training([f"{file}?loss_weight=0", SMALL])
     with pytest.raises(ConfigError, match="every source has loss_weight 0"):
         training([f"{file}?loss_weight=0", f"{SMALL}&loss_weight=0.0"])
+
+
+class Unread(Sequence[Sample]):
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        raise DataError(f"sample {index} is broken")
+
+
+def test_nothing_is_read_before_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = parse(f"{SMALL}&loss_weight=2")
+    monkeypatch.setattr(type(spec.source), "split", lambda self, name: Unread())
+    assert len(spec.training()) == len(spec.samples("test") or []) == 5
+    with pytest.raises(DataError, match="sample 3"):
+        spec.training()[3]
