@@ -1,10 +1,10 @@
 """Activation checkpointing: what a block computed is thrown away and computed again when the backward pass needs it."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from beni.config import RunOptions
@@ -39,10 +39,33 @@ def checkpoint_activations(model: BeniForConditionalGeneration, options: RunOpti
         return
     keep: dict[str, Any] = {}
     if options.activation_checkpointing == "selective":
-        keep["context_fn"] = partial(create_selective_checkpoint_contexts, DEAR)
+        keep["context_fn"] = _keep_dear
     for stack in stacks(model):
         for block in stack[:: options.activation_checkpointing_every]:
             block.forward = _Recomputed(block.forward, keep)
+
+
+def _keep_dear() -> tuple[TorchDispatchMode, TorchDispatchMode]:
+    """What a block's forward pass and its second computation run under."""
+    kept, recalled = create_selective_checkpoint_contexts(DEAR)
+    return _OfDear(kept), _OfDear(recalled)
+
+
+class _OfDear(TorchDispatchMode):
+    """A mode that sees dear operations only.
+
+    PyTorch's two count all operations and want the same ones again. In a block that a fusion's block is inserted into,
+    FSDP gathers that one's parameters, and does not do so by the same operations the second time.
+    """
+
+    def __init__(self, mode: TorchDispatchMode) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in DEAR:
+            return self.mode.__torch_dispatch__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 class _Recomputed:
