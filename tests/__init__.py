@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jaxtyping
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+from beartype import BeartypeConf, FrozenDict, beartype
 
 
 def check(what: Any) -> Any:
@@ -18,7 +18,7 @@ def check(what: Any) -> Any:
     and a fault in one of them is for what is tested to find.
     """
     sample = getattr(sys.modules.get("beni.sample"), "Sample", None)  # what comes before it cannot be annotated with it
-    unread = BeartypeHintOverrides({Sequence[sample]: Sequence} if sample else {})
+    unread = FrozenDict({Sequence[sample]: Sequence} if sample else {})
     return beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=unread))(what)
 
 

@@ -25,7 +25,7 @@ class DataConfig:
     eval_data: tuple[str, ...] = ()
     """Data judged at the end; by default the test splits of the training sources that have one."""
     eval_limit: int = 0
-    """Judge a seeded subset of this many items (0: all); recorded in result.json."""
+    """Judge a choice of this many items (0: all), the same for every seed; recorded in result.json."""
     template: str = ""
     """Chat template: plain, vicuna, llama_2, chatml, a FILE.jinja, or empty for the LLM's own."""
     on_bad_sample: Literal["skip", "error"] = "skip"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from beni.cli.main import run
-from beni.cli.throughput import _own
+from beni.cli.options import parse, split_own
+from beni.cli.throughput import ThroughputOptions
 from beni.config import RunConfig
 from tests.bench.test_page import ROW
 
@@ -39,9 +40,9 @@ def test_several_are_measured_apart_and_what_cannot_be_is_told(
     told = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [row["fusion"] for row in told["rows"]] == ["inline"]
     [refused] = told["refused"]
-    assert refused["parts"] == "--connector mlp --fusion sva" and "keep" in refused["reason"]
+    assert refused["parts"] == "fusion=sva" and "keep" in refused["reason"]
     captured = capsys.readouterr()
-    assert "[2/2] --connector mlp --fusion sva" in captured.err and "refused: " in captured.err
+    assert "[2/2] fusion=sva" in captured.err and "refused: " in captured.err
 
 
 def test_a_defect_of_one_part_does_not_lose_what_was_measured(
@@ -56,7 +57,7 @@ def test_a_defect_of_one_part_does_not_lose_what_was_measured(
     throughput(f"{SMALL} --connector mlp perceiver qformer", tmp_path / "out")
     told = json.loads((tmp_path / "out" / "report.json").read_text())
     assert len(told["rows"]) == 2
-    assert told["refused"] == [{"parts": "--connector perceiver", "reason": "TypeError: a part is broken"}]
+    assert told["refused"] == [{"parts": "connector=perceiver", "reason": "TypeError: a part is broken"}]
     assert "Traceback" in capsys.readouterr().err, "its author needs all of it"
 
 
@@ -91,22 +92,9 @@ def test_several_processes_measure_one(
 
 
 def test_own_options_are_told_from_those_of_training() -> None:
-    options, rest = _own(
-        [
-            "--scaling",
-            "--window_steps",
-            "3",
-            "--rows",
-            "2",
-            "--all",
-            "--out=x",
-            "--connector",
-            "mlp",
-            "--peak-tflops",
-            "1",
-        ],
-        "program",
-    )
+    words = ["--scaling", "--window_steps", "3", "--rows", "2", "--all", "--out=x", "--connector", "mlp"]
+    own, rest = split_own(ThroughputOptions, words)
+    options = parse(ThroughputOptions, own, "program")
     assert (options.window_steps, options.all, options.out) == (3, True, "x")
     assert options.scaling
-    assert rest == ["--rows", "2", "--connector", "mlp", "--peak-tflops", "1"]
+    assert rest == ["--rows", "2", "--connector", "mlp"]

@@ -135,7 +135,7 @@ def test_what_is_saved_is_what_was_judged(tmp_path: Path) -> None:
     config = small_run(tmp_path / "run", peft=peft, optim=optim, data={"eval_data": [test]})
     result = train(config)
     [samples] = judged([test], ()).values()
-    chosen = subset(samples, config.data.eval_limit, config.run.seed)
+    chosen = subset(samples, config.data.eval_limit)
     with processes(config.run) as procs:
         saved, composer = load_saved(str(tmp_path / "run/model"), procs.device)
         loss = HeldOut.of([chosen], composer, config.batch).loss(saved, procs)

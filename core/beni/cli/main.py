@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train, judge and save a model",
     "evaluate": "judge a saved model on data",
     "generate": "answer a question about images with a saved model",
+    "sweep": "train all combinations of options, and compare them",
     "throughput": "measure what combinations of parts cost to train",
     "plugins": "list installed parts, show one, or say which are broken",
     "check": "run the conformance suite of a part",
@@ -50,6 +51,7 @@ def run(command: str, arguments: Sequence[str] | None = None, program: str | Non
         check,
         commands,
         new_plugin,
+        sweep,
         throughput,
     )
 
@@ -57,6 +59,7 @@ def run(command: str, arguments: Sequence[str] | None = None, program: str | Non
         "train": commands.train,
         "evaluate": commands.evaluate,
         "generate": commands.generate,
+        "sweep": sweep.sweep,
         "throughput": throughput.throughput,
         "plugins": commands.plugins,
         "check": check.check,

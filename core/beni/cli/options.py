@@ -5,11 +5,11 @@ import io
 import keyword
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import tyro
 
@@ -56,14 +56,19 @@ class Selectors:
     """Of a file with stages, only this one; it starts from what the one before it saved in --out."""
 
 
-def parse_run(arguments: Sequence[str], program: str) -> RunConfig:
+def parse_run(arguments: Sequence[str], program: str, others: Collection[str] = ()) -> RunConfig:
     """A run's configuration from command line arguments.
+
+    Args:
+        arguments: what the user typed.
+        program: its name, for --help.
+        others: tables of a file that are about something else.
 
     Raises:
         BeniError: an unknown part, a wrong option, or a file that cannot be read; one line.
         SystemExit: after --help.
     """
-    stages = parse_stages(arguments, program).stages
+    stages = parse_stages(arguments, program, others).stages
     if list(stages) != [""]:
         raise ConfigError(f"the file has the stages {', '.join(stages)}, and this is about one run")
     return stages[""]
@@ -81,8 +86,8 @@ class Asked:
     """Folder of all."""
 
 
-def parse_stages(arguments: Sequence[str], program: str) -> Asked:
-    """The stages that a command line asks for. Its options are those of every stage.
+def parse_stages(arguments: Sequence[str], program: str, others: Collection[str] = ()) -> Asked:
+    """The stages that a command line asks for. Its options are those of every stage; else as `parse_run`.
 
     Raises:
         BeniError: as `parse_run`.
@@ -90,6 +95,7 @@ def parse_stages(arguments: Sequence[str], program: str) -> Asked:
     """
     chosen = _selectors(arguments)
     tables = read_config_file(chosen.config) if chosen.config else {}
+    tables = {name: table for name, table in tables.items() if name not in others}
     found = {
         name: _parse(chosen, _tables(own, chosen, arguments), arguments, program)
         for name, own in split(tables, chosen.config).items()
@@ -156,6 +162,33 @@ def parse(
     return parsed
 
 
+def split_own(cls: type, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments that are for a command's own options, and all others, which are for `beni train`.
+
+    Args:
+        cls: the command's options, a dataclass: switches, lists, and options of one value.
+        arguments: what the user typed; a call for help is the command's own.
+    """
+    hints = get_type_hints(cls)
+    kinds = {f"--{name.replace('_', '-')}": hint for name, hint in hints.items()}
+    kinds |= {name.replace("--", "--no-", 1): hint for name, hint in kinds.items() if hint is bool}
+    own: list[str] = []
+    rest: list[str] = []
+    at = 0
+    while at < len(arguments):
+        word = arguments[at]
+        at += 1
+        name, equals, _ = word.partition("=")
+        hint = kinds.get(name.replace("_", "-"))
+        mine = own if hint is not None or word in ("-h", "--help") else rest
+        mine.append(word)
+        most = 0 if hint in (None, bool) or equals else len(arguments) if get_origin(hint) is tuple else 1
+        while most and at < len(arguments) and (most == 1 or not arguments[at].startswith("--")):
+            mine.append(arguments[at])
+            at, most = at + 1, most - 1
+    return own, rest
+
+
 def _selectors(arguments: Sequence[str]) -> Selectors:
     """Which parts are asked for, ignoring every other option. A file fills in what the command line leaves open."""
     given = held.given(("encoder", *SINGLE_KINDS, "config", "stage"), arguments, lists=("encoder",))
@@ -172,11 +205,11 @@ def _tables(file: Mapping[str, Any], chosen: Selectors, arguments: Sequence[str]
         if kind in given or kind not in tables:
             tables[kind] = choose(kind, getattr(chosen, kind)).to_dict()
     if "encoder" in given or "encoders" not in tables:
-        tables["encoders"] = {key: part.to_dict() for key, part in _encoders(chosen.encoder).items()}
+        tables["encoders"] = {key: part.to_dict() for key, part in encoders_of(chosen.encoder).items()}
     return tables
 
 
-def _encoders(references: Sequence[str]) -> dict[str, Part]:
+def encoders_of(references: Sequence[str]) -> dict[str, Part]:
     """Encoders by key: the key before `=`, else the part's name; a single one without a key is `main`."""
     encoders: dict[str, Part] = {}
     for reference in references:

@@ -1,7 +1,6 @@
 """`beni throughput`: what combinations of parts cost to train."""
 
 import os
-import platform
 import sys
 import time
 import traceback
@@ -13,13 +12,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from beni.bench.grid import Combination, combinations, spelled
 from beni.bench.measure import Windows, measure
 from beni.bench.page import Refused, terminal, told, write_reports
 from beni.bench.scaling import Curve, curves
-from beni.cli.options import parse, parse_run
+from beni.cli.grid import SWEEP, Combination, combinations
+from beni.cli.machine import machine
+from beni.cli.options import parse, parse_run, split_own
 from beni.config import RunConfig
 from beni.errors import BeniError, ConfigError, first_line
 
@@ -30,8 +28,9 @@ DEFAULT = Windows()
 class ThroughputOptions:
     """What combinations of parts cost to train: speed, operations, MFU, memory, and what a step spends its time on.
 
-    All options of `beni train` are taken as well. Parts may be several: --connector mlp perceiver --fusion inline xattn
-    measures four models; --encoder is repeated for that, since several encoders behind one are one model.
+    All options of `beni train` are taken as well, with several values: --connector mlp perceiver --fusion inline xattn
+    measures four models. What is a list by itself is repeated for that: several encoders behind one --encoder are one
+    model.
     """
 
     all: bool = False
@@ -51,10 +50,11 @@ class ThroughputOptions:
 
 def throughput(arguments: Sequence[str], program: str) -> None:
     """Measure, print a table, and write the reports."""
-    options, rest = _own(arguments, program)
+    words, rest = split_own(ThroughputOptions, arguments)
+    options = parse(ThroughputOptions, words, program)
     if min(options.warmup, options.windows - 1, options.window_steps - 1) < 0:
         raise ConfigError("--warmup cannot be negative, --windows and --window-steps are 1 at least")
-    chosen, others = combinations(rest, options.all)
+    chosen = combinations(rest, every=options.all)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (len(chosen) > 1 or options.scaling):
         raise ConfigError("several processes measure one combination at a time, and no --scaling")
     folder = _folder(options.out)
@@ -67,14 +67,13 @@ def throughput(arguments: Sequence[str], program: str) -> None:
     def report() -> None:
         if os.environ.get("RANK", "0") == "0":
             folder.mkdir(parents=True, exist_ok=True)
-            write_reports(folder, rows, refused, _machine(), growth)
+            write_reports(folder, rows, refused, machine(), growth)
 
     for number, each in enumerate(chosen, start=1):
-        name = " ".join(spelled(each))
         if len(chosen) > 1:
-            print(f"[{number}/{len(chosen)}] {name}", file=sys.stderr)
+            print(f"[{number}/{len(chosen)}] {each.name}", file=sys.stderr)
         try:
-            config = _config(each, others, program, folder)
+            config = _config(each, program, folder)
             rows.append(_measured(config, plan, apart=len(chosen) > 1))
             configs.append(config)
         except Exception as error:
@@ -84,7 +83,7 @@ def throughput(arguments: Sequence[str], program: str) -> None:
             if not isinstance(error, BeniError):  # a defect of a part, whose author needs all of it
                 traceback.print_exception(error)
                 why = f"{type(error).__name__}: {first_line(error)}"
-            refused.append(Refused(name, why))
+            refused.append(Refused(each.name, why))
             print(f"refused: {why}", file=sys.stderr)
         report()  # what has been measured is not lost, whatever comes
     if os.environ.get("RANK", "0") != "0":
@@ -112,27 +111,9 @@ def _folder(out: str) -> Path:
     return folder
 
 
-def _own(arguments: Sequence[str], program: str) -> tuple[ThroughputOptions, list[str]]:
-    """The options of this command, and what is left for `beni train`."""
-    names = [f"--{name.replace('_', '-')}" for name in ThroughputOptions.__dataclass_fields__]
-    own: list[str] = []
-    rest: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word in ("-h", "--help", "--all", "--no-all", "--scaling", "--no-scaling"):  # these take no value
-            own.append(word)
-        elif word.partition("=")[0].replace("_", "-") in names:
-            own.append(word)
-            if "=" not in word and (value := next(words, None)) is not None:
-                own.append(value)
-        else:
-            rest.append(word)
-    return parse(ThroughputOptions, own, program), rest
-
-
-def _config(chosen: Combination, others: Sequence[str], program: str, folder: Path) -> RunConfig:
+def _config(chosen: Combination, program: str, folder: Path) -> RunConfig:
     """The run of a combination; its folder is one that nothing is kept in."""
-    config = parse_run([*others, *spelled(chosen)], program)
+    config = parse_run(chosen.words, program, others=[SWEEP])
     if config.run.resume != "never" or config.run.dry_run or config.run.wandb:
         raise ConfigError("--resume, --dry-run and --wandb are about whole runs; leave them out")
     return replace(config, run=replace(config.run, out=str(folder)))
@@ -151,21 +132,3 @@ def _measured(config: RunConfig, plan: Windows, apart: bool) -> dict[str, Any]:
             return pool.submit(measure, config, plan).result()
         except BrokenProcessPool as error:
             raise ConfigError("the process that measured it was killed: often memory has run out") from error
-
-
-def _machine() -> dict[str, Any]:
-    gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return gpu | {
-        "CPU": _cpu(),
-        "cores": os.cpu_count(),
-        "Python": platform.python_version(),
-        "PyTorch": torch.__version__,
-    }
-
-
-def _cpu() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

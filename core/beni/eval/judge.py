@@ -111,7 +111,7 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
     }
 
 
-def subset(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
+def subset(samples: Sequence[Sample], limit: int, seed: int = 0) -> list[Sample]:
     """Samples that can be judged (their last turn is an answer): all, or a seeded choice of `limit`, in order."""
     count = len(samples)
     order = range(count)

@@ -98,8 +98,8 @@ def make_plot(
     xs = [x for points in drawn.values() for x, _ in points]
     ys = [y for points in drawn.values() for _, y in points]
     logarithmic = not from_zero and min(ys) > 0 and max(ys) > LOG_RATIO * min(ys)
-    y_values = _log_ticks(min(ys), max(ys)) if logarithmic else _ticks(0.0 if from_zero else min(ys), max(ys))
-    x_values = [x for x in _ticks(min(xs), max(xs)) if x == round(x) and min(xs) <= x <= max(xs)] or [max(xs)]
+    y_values = log_ticks(min(ys), max(ys)) if logarithmic else ticks(0.0 if from_zero else min(ys), max(ys))
+    x_values = [x for x in ticks(min(xs), max(xs)) if x == round(x) and min(xs) <= x <= max(xs)] or [max(xs)]
 
     def scale_x(x: float) -> float:
         share = (x - min(xs)) / (max(xs) - min(xs)) if max(xs) > min(xs) else 0.5
@@ -165,7 +165,7 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [points[round(i * last / (MOST_POINTS - 1))] for i in range(MOST_POINTS)]
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """About five round numbers that enclose a range."""
     if high <= low:
         pad = abs(low) / 2 or 0.5
@@ -176,7 +176,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [i * step for i in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten that enclose a range, or powers alone where those would be too many."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     multiples = (1, 2, 5) if last - first <= 2 else (1,)

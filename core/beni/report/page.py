@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beni.data.images import load_image
-from beni.errors import ImageError
 from beni.eval.judge import Prediction
 from beni.report.curves import Plot, make_plot
 from beni.report.figures import wilson
 from beni.report.parts import parts_of
-from beni.report.pictures import Picture, embed
+from beni.report.pictures import Picture, drawn
 from beni.report.render import write_page
-from beni.sample import ImageRef, Sample
+from beni.sample import Sample
 
 MOST_PROBLEMS = 200
 """Left-out samples listed in the report; result.json has more."""
@@ -129,14 +127,7 @@ class Card:
 
 
 def _card(sample: Sample, prediction: Prediction) -> Card:
-    return Card(sample, prediction, tuple(_picture(ref) for ref in sample.images))
-
-
-def _picture(ref: ImageRef) -> Picture | str:
-    try:
-        return embed(load_image(ref))
-    except ImageError as error:
-        return str(error)
+    return Card(sample, prediction, tuple(map(drawn, sample.images)))
 
 
 def _title(config: Mapping[str, Any]) -> str:

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from beni.data.images import load_image
+from beni.errors import ImageError
+from beni.sample import ImageRef
+
 LONGEST_SIDE = 256
 """Pixels; larger pictures are scaled down."""
 TINY_SIDE = 128
@@ -43,3 +47,11 @@ def embed(image: Image.Image, longest: int = LONGEST_SIDE) -> Picture:
         image.save(file, "jpeg", quality=JPEG_QUALITY)
     coded = base64.b64encode(file.getvalue()).decode("ascii")
     return Picture(f"data:image/{kind};base64,{coded}", *image.size)
+
+
+def drawn(ref: ImageRef) -> Picture | str:
+    """A sample's picture, or why there is none."""
+    try:
+        return embed(load_image(ref))
+    except ImageError as error:
+        return str(error)

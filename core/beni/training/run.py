@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
@@ -14,8 +14,9 @@ import torch
 from beni import report
 from beni.config import RunConfig
 from beni.data.loader import batches, worker_deaths_told
-from beni.data.spec import judged
+from beni.data.spec import judged as chosen_for_judging
 from beni.errors import Stopped
+from beni.eval.answers import answers, write_answers
 from beni.eval.held_out import HeldOut
 from beni.eval.judge import Prediction, judge, subset, summary
 from beni.flops.peaks import Peak
@@ -53,6 +54,20 @@ class Fitted:
     """Steps whose checkpoint could not be written."""
     validated: dict[str, float]
     """Figures of the selected weights on the validation splits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the evaluation data says of a model."""
+
+    items: Mapping[str, Sequence[Sample]]
+    """By evaluation data."""
+    seeing: Sequence[Prediction]
+    """For all items, in order."""
+    blind: Sequence[Prediction]
+    """The same with blanked images."""
+    figures: Mapping[str, Any]
+    """For the result."""
 
 
 def train(config: RunConfig) -> dict[str, Any]:
@@ -94,9 +109,9 @@ def _trained(run: Run, resumed_from: Path | None, tracker: Tracker, started: flo
     procs.doing("saving the model")
     save_model(run.folder, run.built, run.adapters, procs)
     procs.doing("judging")
-    samples, predictions, judgement = _judge(run)
+    judged = _judge(run)
     result = {
-        **judgement,
+        **judged.figures,
         "steps": fitted.position.steps,
         "skipped_steps": fitted.position.skipped,
         "selected_step": fitted.selected.steps,
@@ -115,9 +130,11 @@ def _trained(run: Run, resumed_from: Path | None, tracker: Tracker, started: flo
     }
     procs.doing("writing the report")
     if procs.is_main:
-        shown = report.choose_shown(samples, predictions, seed=config.run.seed)
+        samples = [sample for part in judged.items.values() for sample in part]
+        shown = report.choose_shown(samples, judged.seeing, seed=config.run.seed)
         lines = read_lines(run.folder / "metrics.jsonl")
         with room(run.folder):
+            write_answers(run.folder / "predictions.jsonl", answers(judged.items, judged.seeing, judged.blind))
             write_json(run.folder / "result.json", result)
             report.write_report(run.folder / "report.html", result, lines, shown, config.to_dict())
     return result
@@ -193,16 +210,16 @@ def _validated(folder: Path, step: int) -> dict[str, float]:
     return {name: value for line in lines for name, value in line.items() if name.startswith("val_")}
 
 
-def _judge(run: Run) -> tuple[list[Sample], list[Prediction], dict[str, Any]]:
-    """Answer the evaluation data with the images and without: items, answers, and figures for the result."""
+def _judge(run: Run) -> Judged:
+    """Answer the evaluation data with the images and without."""
     data, built, procs = run.config.data, run.built, run.processes
-    chosen = judged(data.eval_data, data.data)
-    items = {name: subset(samples, data.eval_limit, run.config.run.seed) for name, samples in chosen.items()}
+    chosen = chosen_for_judging(data.eval_data, data.data)
+    items = {name: subset(samples, data.eval_limit) for name, samples in chosen.items()}
     everything = [sample for samples in items.values() for sample in samples]
     figures: dict[str, Any] = dict.fromkeys(("accuracy", "accuracy_blind", "eval_loss"))
     figures["eval_limit"] = data.eval_limit
     if not everything:
-        return [], [], figures | {"evaluations": {}}
+        return Judged({}, [], [], figures | {"evaluations": {}})
     arguments = (everything, procs, data.eval_batch, data.max_new_tokens)
     seeing = judge(built.model, built.composer, *arguments, label="judging")
     blind = judge(built.model, built.composer, *arguments, blind=True, label="judging blind")
@@ -216,7 +233,7 @@ def _judge(run: Run) -> tuple[list[Sample], list[Prediction], dict[str, Any]]:
     for name, samples in items.items():
         part = slice(start, start := start + len(samples))
         figures["evaluations"][name] = summary(seeing[part]) | {"blind": summary(blind[part])}
-    return everything, seeing, figures
+    return Judged(items, seeing, blind, figures)
 
 
 def _print_table(run: Run) -> None:

@@ -1,0 +1,82 @@
+"""`predictions.jsonl`: what a run answered to each item, so that runs can be compared item by item."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from beni.eval.judge import Prediction
+from beni.sample import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to one item, with its images and without."""
+
+    data: str
+    """Evaluation data that it belongs to, as in the result's `evaluations`."""
+    id: str
+    images: str
+    """Equal for items about the same images: their answers are not independent of each other."""
+    prediction: str
+    target: str
+    correct: bool
+    blind: str
+    """What is answered when the images are blanked."""
+    blind_correct: bool
+    tags: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+    """Why there is no answer."""
+
+
+def answers(
+    items: Mapping[str, Sequence[Sample]], seeing: Sequence[Prediction], blind: Sequence[Prediction]
+) -> Iterator[Answer]:
+    """One for each item.
+
+    Args:
+        items: by evaluation data.
+        seeing: predictions for the items of all data, one after the other.
+        blind: the same, without images.
+
+    Raises:
+        ValueError: they differ in number.
+    """
+    named = [(name, sample) for name, samples in items.items() for sample in samples]
+    for (name, sample), seen, unseen in zip(named, seeing, blind, strict=True):
+        yield Answer(
+            data=name,
+            id=sample.id,
+            images=_images(sample),
+            prediction=seen.prediction,
+            target=seen.target,
+            correct=seen.correct,
+            blind=unseen.prediction,
+            blind_correct=unseen.correct,
+            tags=dict(seen.tags),
+            error=seen.error,
+        )
+
+
+def write_answers(path: Path, found: Iterator[Answer]) -> None:
+    """One JSON object per line; the file is there whole or not at all."""
+    draft = path.with_name(f".{path.name}")
+    with draft.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in found)
+    draft.replace(path)
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """The inverse of `write_answers`."""
+    with path.open(encoding="utf-8") as lines:
+        return [Answer(**json.loads(line)) for line in lines]
+
+
+def _images(sample: Sample) -> str:
+    """An item without images is like no other."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    for key in [image.key for image in sample.images] or [f"{sample.id} has none"]:
+        digest.update(key if isinstance(key, bytes) else key.encode("utf-8", "surrogateescape"))
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]

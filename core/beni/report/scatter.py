@@ -1,0 +1,96 @@
+"""Quality against cost as geometry: numbered points with intervals, and the front that nothing dominates."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from beni.report.curves import LOG_RATIO, Tick, log_ticks, ticks
+from beni.report.figures import operations, percent
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """What is drawn of one combination."""
+
+    number: int
+    name: str
+    cost: float
+    quality: float
+    low: float
+    """The interval of the quality, and `high`."""
+    high: float
+    front: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A spot in the drawing."""
+
+    spot: Spot
+    x: float
+    y: float
+    low: float
+    high: float
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Everything a template draws; lengths in units of the SVG's viewBox."""
+
+    spots: tuple[Placed, ...]
+    front: str
+    """The `points` attribute of the line through the front."""
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    logarithmic: bool
+    """Whether costs have a logarithmic axis."""
+
+    width = 640
+    height = 400
+    left = 62
+    right = 616
+    top = 16
+    bottom = 340
+
+
+def make_scatter(spots: Sequence[Spot]) -> Scatter | None:
+    """A drawing of qualities over costs, or None of fewer than two."""
+    if len(spots) < 2:
+        return None
+    costs = [spot.cost for spot in spots]
+    logarithmic = min(costs) > 0 and max(costs) > LOG_RATIO * min(costs)
+    x_values = log_ticks(min(costs), max(costs)) if logarithmic else ticks(min(costs), max(costs))
+    y_values = ticks(min(spot.low for spot in spots), max(spot.high for spot in spots))
+    y_values = [max(0.0, y_values[0]), *(y for y in y_values[1:] if y <= 1 + 1e-9)]
+
+    def x(cost: float) -> float:
+        low, high, at = x_values[0], x_values[-1], cost
+        if logarithmic:
+            low, high, at = math.log(low), math.log(high), math.log(at)
+        return Scatter.left + (at - low) / (high - low) * (Scatter.right - Scatter.left)
+
+    def y(quality: float) -> float:
+        low, high = y_values[0], max(y_values[-1], *(spot.high for spot in spots))
+        return Scatter.bottom - (quality - low) / (high - low) * (Scatter.bottom - Scatter.top)
+
+    placed = [
+        Placed(
+            spot,
+            x(spot.cost),
+            y(spot.quality),
+            y(spot.low),
+            y(spot.high),
+            f"{spot.name}\n{percent(spot.quality)} ({100 * spot.low:.1f} – {100 * spot.high:.1f})\n"
+            f"{operations(spot.cost)}FLOPs per sample",
+        )
+        for spot in spots
+    ]
+    on_front = sorted((each for each in placed if each.spot.front), key=lambda each: each.x)
+    return Scatter(
+        spots=tuple(placed),
+        front=" ".join(f"{each.x:.1f},{each.y:.1f}" for each in on_front),
+        x_ticks=tuple(Tick(x(value), operations(value).strip()) for value in x_values),
+        y_ticks=tuple(Tick(y(value), f"{100 * value:.3g} %") for value in y_values),
+        logarithmic=logarithmic,
+    )

@@ -1,0 +1,184 @@
+"""What the runs of a sweep say of its cells: accuracies with intervals, differences, costs, and who leads."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+
+from beni.eval.answers import Answer, read_answers
+from beni.sweep.bootstrap import draws, interval, numbered
+from beni.sweep.cells import Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A run that has ended."""
+
+    seed: int
+    folder: Path
+    result: Mapping[str, Any]
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known of a cell."""
+
+    cell: Cell
+    runs: Sequence[Ran]
+    lr: float
+    """Peak learning rate of parts from random weights: of the cell, or the one that was chosen for it."""
+    accuracy: float | None
+    """Mean over seeds and items."""
+    interval: tuple[float, float] | None
+    """Of the accuracy, over seeds and items."""
+    blind: float | None
+    behind: float | None
+    """How much less accurate it is than the first; None for cells that were judged on other items."""
+    behind_interval: tuple[float, float] | None
+    front: bool
+    """Whether no other cell is at least as accurate and at least as cheap, and better in one of them."""
+
+    def cost(self, figure: str) -> float | None:
+        """A figure of the result: the median over seeds, since other work on a machine disturbs some of them."""
+        values = [run.result.get(figure) for run in self.runs]
+        known = [value for value in values if value is not None]
+        return median(known) if known else None
+
+    @property
+    def parameters(self) -> int:
+        return self.runs[0].result["parameters"]["total"]
+
+    @property
+    def trained(self) -> int:
+        return self.runs[0].result["parameters"]["trainable"]
+
+    def by_tag(self) -> dict[str, float]:
+        """Accuracy for each value of each tag, such as `type=counting`."""
+        hits: dict[str, list[bool]] = defaultdict(list)
+        for run in self.runs:
+            for answer in run.answers:
+                for name, value in answer.tags.items():
+                    hits[f"{name}={value}"].append(answer.correct)
+        return {tag: fmean(found) for tag, found in sorted(hits.items())}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two cells that were judged on the same items differ."""
+
+    more: float
+    """By how much the first is more accurate."""
+    interval: tuple[float, float]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval is all on one side of zero."""
+        low, high = self.interval
+        return low > 0 or high < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standings:
+    """All cells that have a run, the most accurate first."""
+
+    rows: Sequence[Standing]
+    differences: Mapping[tuple[int, int], Difference]
+    """Between rows by their places."""
+
+    @property
+    def seeds(self) -> int:
+        """Most seeds of a cell."""
+        return max((len(row.runs) for row in self.rows), default=0)
+
+
+def read_run(folder: Path, seed: int) -> Ran:
+    """A run from its folder, which has a result."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return Ran(seed, folder, result, read_answers(folder / "predictions.jsonl"))
+
+
+def stand(found: Sequence[tuple[Cell, float, Sequence[Ran]]]) -> Standings:
+    """Compare cells.
+
+    Args:
+        found: each with its learning rate and its runs, one at least.
+    """
+    drawn = _draws([runs for _, _, runs in found])
+    means = [_mean(runs, "accuracy") for _, _, runs in found]
+    order = sorted(range(len(found)), key=lambda n: (means[n] is None, -(means[n] or 0.0)))
+    front = pareto([(means[n], _flops(found[n][2])) for n in order])
+    rows: list[Standing] = []
+    for place, n in enumerate(order):
+        cell, lr, runs = found[n]
+        ahead = _difference(drawn, means, order[0], n)
+        rows.append(
+            Standing(
+                cell=cell,
+                runs=runs,
+                lr=lr,
+                accuracy=means[n],
+                interval=interval(drawn[n][1]) if n in drawn else None,
+                blind=_mean(runs, "accuracy_blind"),
+                behind=ahead.more if ahead else None,
+                behind_interval=ahead.interval if ahead else None,
+                front=place in front,
+            )
+        )
+    between = {
+        (one, other): difference
+        for one in range(len(order))
+        for other in range(len(order))
+        if one != other and (difference := _difference(drawn, means, order[one], order[other]))
+    }
+    return Standings(rows, between)
+
+
+def pareto(points: Sequence[tuple[float | None, float | None]]) -> set[int]:
+    """Which of (quality, cost) no other point dominates by being as good and as cheap, and better in one of them."""
+    known = [(n, quality, cost) for n, (quality, cost) in enumerate(points) if quality is not None and cost is not None]
+    return {
+        n
+        for n, quality, cost in known
+        if not any(q >= quality and c <= cost and (q > quality or c < cost) for _, q, c in known)
+    }
+
+
+Drawn = Mapping[int, tuple[tuple[tuple[str, str], ...], Any]]
+"""By number of the cell: which items it was judged on, and accuracies of items and seeds drawn again."""
+
+
+def _draws(cells: Sequence[Sequence[Ran]]) -> Drawn:
+    """Cells that were judged on the same items are drawn together."""
+    together: dict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
+    for number, runs in enumerate(cells):
+        together[tuple((answer.data, answer.id) for answer in runs[0].answers)].append(number)
+    found: dict[int, tuple[tuple[tuple[str, str], ...], Any]] = {}
+    for items, numbers in together.items():
+        if not items:
+            continue
+        groups = numbered([answer.images for answer in cells[numbers[0]][0].answers])
+        correct = [np.array([[a.correct for a in run.answers] for run in cells[n]]) for n in numbers]
+        found |= {n: (items, row) for n, row in zip(numbers, draws(correct, groups), strict=True)}
+    return found
+
+
+def _difference(drawn: Drawn, means: Sequence[float | None], one: int, other: int) -> Difference | None:
+    first, second = means[one], means[other]
+    if one not in drawn or other not in drawn or drawn[one][0] != drawn[other][0] or first is None or second is None:
+        return None
+    return Difference(first - second, interval(drawn[one][1] - drawn[other][1]))
+
+
+def _mean(runs: Sequence[Ran], figure: str) -> float | None:
+    known = [run.result[figure] for run in runs if run.result.get(figure) is not None]
+    return fmean(known) if known else None
+
+
+def _flops(runs: Sequence[Ran]) -> float | None:
+    return _mean(runs, "flops_per_sample")

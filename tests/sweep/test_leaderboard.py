@@ -1,0 +1,86 @@
+"""The leaderboard's three files hold what the standings say, and escape what comes from data."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from beni.sweep.leaderboard import (
+    EXAMPLES,
+    Failure,
+    Progress,
+    Trial,
+    judged_samples,
+    markdown,
+    table,
+    write_leaderboard,
+)
+from beni.sweep.standings import Standings, stand
+from tests.sweep.runs import cell, ran
+
+PROGRESS = Progress(
+    command="beni sweep --connector mlp perceiver",
+    runs=5,
+    ended=3,
+    jobs=2,
+    machine={"CPU": "x"},
+    failed=[Failure("sva", [0, 1], "it <b>cannot</b>")],
+    trials=[Trial("mlp", 1e-3, 0.25, True), Trial("mlp", 1e-4, None, False)],
+)
+
+
+def made(folder: Path) -> Standings:
+    items = len(judged_samples(cell().config))
+    many, few = np.arange(items) < items - 3, np.arange(items) >= items // 2
+    runs = [ran(many, seed=n, folder=folder / f"runs/p/seed-{n}") for n in (0, 1)]
+    return stand(
+        [
+            (cell("perceiver", varied={"connector": "perceiver", "rows": "2"}), 1e-3, runs),
+            (cell("mlp"), 2e-4, [ran(few, flops=5e5, folder=folder / "runs/m/seed-0")]),
+        ]
+    )
+
+
+def test_a_page_of_everything(tmp_path: Path) -> None:
+    write_leaderboard(tmp_path, made(tmp_path), PROGRESS)
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert "perceiver × rows 2 leads" in page and 'href="runs/p/seed-1/report.html"' in page
+    assert "3 of 5 runs have ended, 2 at a time; 2 without a result" in page
+    assert page.count('<article class="panel card">') == EXAMPLES + 3, "three that the second answers better"
+    assert "data:image/png;base64," in page and "type=even" in page and "Quality against cost" in page
+    assert "it &lt;b&gt;cannot&lt;/b&gt;" in page and "<b>cannot" not in page and "&lt;no&gt;" in page
+    assert "0.25" in page and "chosen" in page
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["leaderboard.csv", "leaderboard.html", "leaderboard.md"]
+
+
+def test_of_one_cell_and_of_none(tmp_path: Path) -> None:
+    write_leaderboard(tmp_path, stand([(cell(), 1e-3, [ran([True, False], folder=tmp_path / "runs/x")])]), PROGRESS)
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert "Where the first two differ" not in page and "Quality against cost" not in page and "50.0 %" in page
+    write_leaderboard(tmp_path, stand([]), replace(PROGRESS, failed=(), trials=()))
+    assert "Nothing has ended yet" in (tmp_path / "leaderboard.html").read_text()
+
+
+def test_numbers_for_other_programs(tmp_path: Path) -> None:
+    standings = made(tmp_path)
+    first, second = csv.DictReader(io.StringIO(table(standings)))
+    assert (first["connector"], first["rows"], second["rows"]) == ("perceiver", "2", "")
+    assert float(first["accuracy"]) == standings.rows[0].accuracy and float(first["low"]) <= float(first["accuracy"])
+    assert (first["seeds"], second["lr"], second["front"], first["flops_per_sample"]) == (
+        "2",
+        "0.0002",
+        "1",
+        "1000000.0",
+    )
+
+
+def test_a_table_to_paste(tmp_path: Path) -> None:
+    lines = markdown(made(tmp_path), PROGRESS).splitlines()
+    heading = next(line for line in lines if line.startswith("| | combination"))
+    rows = [line for line in lines if line.startswith(("| 1", "| 2"))]
+    assert [row.count("|") for row in rows] == [heading.count("|")] * 2
+    assert (
+        rows[0].startswith("| 1* | perceiver × rows 2 | ") and "- no result: sva, seeds 0, 1: it <b>cannot</b>" in lines
+    )

@@ -1,0 +1,70 @@
+"""Standings: order, differences, the front."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from beni.sweep.standings import pareto, stand
+from tests.sweep.runs import answered, cell, ran
+
+ITEMS = 400
+
+
+def right(count: int) -> np.ndarray:
+    return np.arange(ITEMS) < count
+
+
+def test_the_most_accurate_leads_and_others_are_behind_it() -> None:
+    standings = stand(
+        [
+            (cell("mlp"), 1e-3, [ran(right(200), flops=1e6)]),
+            (cell("perceiver"), 1e-4, [ran(right(300), flops=3e6), ran(right(340), flops=3e6, seed=1)]),
+            (cell("sva"), 1e-4, [ran(right(200), flops=2e6)]),
+        ]
+    )
+    first, second, third = standings.rows
+    assert first.cell.name == "perceiver" and first.lr == 1e-4 and standings.seeds == 2
+    assert first.accuracy == pytest.approx(0.8) and first.interval[0] < 0.75 < 0.85 < first.interval[1]
+    assert (first.behind, first.behind_interval) == (0.0, (0.0, 0.0))
+    assert second.behind == pytest.approx(0.3) and 0.1 < second.behind_interval[0] < 0.3
+    assert [row.front for row in standings.rows] == [True, True, False], "sva is as good as mlp for twice as much"
+    assert third.cell.name == "sva"
+    one, other = standings.differences[0, 1], standings.differences[1, 0]
+    assert one.more == -other.more and one.interval == pytest.approx((-other.interval[1], -other.interval[0]))
+    assert one.clear and not standings.differences[1, 2].clear
+
+
+def test_cells_judged_on_other_items_are_not_paired() -> None:
+    other = replace(ran(right(100)), answers=answered(right(100), data="other"))
+    standings = stand([(cell("mlp"), 1.0, [ran(right(200))]), (cell("sva"), 1.0, [other])])
+    assert standings.rows[1].interval is not None and standings.rows[1].behind is None and not standings.differences
+
+
+def test_a_cell_without_evaluation_data_comes_last() -> None:
+    standings = stand([(cell("mlp"), 1.0, [ran([])]), (cell("sva"), 1.0, [ran(right(1))])])
+    assert [row.cell.name for row in standings.rows] == ["sva", "mlp"]
+    assert standings.rows[1].accuracy is None and standings.rows[1].interval is None and not standings.rows[1].front
+    assert stand([]).rows == []
+
+
+def test_costs_are_medians_and_tags_means() -> None:
+    runs = [ran(right(ITEMS), samples_per_s=speed, seed=n) for n, speed in enumerate((10.0, 90.0, 100.0))]
+    runs[0] = replace(runs[0], answers=answered(np.arange(ITEMS) % 2 == 0))
+    [row] = stand([(cell(), 1.0, runs)]).rows
+    assert row.cost("samples_per_s") == 90 and row.cost("energy_per_sample_j") is None
+    assert row.by_tag() == {"type=even": 1.0, "type=odd": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([(0.9, 3), (0.8, 2), (0.7, 1)], {0, 1, 2}),
+        ([(0.9, 1), (0.8, 2), (0.9, 2)], {0}),
+        ([(0.9, 1), (0.9, 1)], {0, 1}),
+        ([(None, 1), (0.5, None), (0.4, 5)], {2}),
+        ([], set()),
+    ],
+)
+def test_the_front(points: list[tuple[float | None, float | None]], front: set[int]) -> None:
+    assert pareto(points) == front
