@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from beni.data.spec import judged
 from beni.data.template import template_source
 from beni.errors import BeniError, CheckpointError, ConfigError, DataError
+from beni.eval.answers import read_answers
 from beni.eval.saved import load_saved
 from beni.model.build import build
 from beni.training import freeze
@@ -37,6 +38,10 @@ def test_a_run_leaves_config_metrics_result_report_checkpoint_and_model(tmp_path
     figures = ("accuracy", "accuracy_blind", "eval_loss", "samples_per_s", "tokens_per_s", "peak_memory_bytes")
     for name in figures:
         assert isinstance(stored[name], float | int), name
+    items = read_answers(folder / "predictions.jsonl")
+    assert len(items) == sum(each["items"] for each in stored["evaluations"].values())
+    assert sum(item.correct for item in items) == pytest.approx(stored["accuracy"] * len(items))
+    assert sum(item.blind_correct for item in items) == pytest.approx(stored["accuracy_blind"] * len(items))
     assert stored["parameters"]["total"] == sum(stored["parameters"]["per_part"].values())
     assert stored["visual_tokens_per_image"] == 16
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -56,6 +61,8 @@ def test_one_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path, fusio
         train(small_run(tmp_path / name, run={"out": str(tmp_path / name), "seed": seed}, **FUSIONS[fusion]))
     assert same_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not same_bits(weights(tmp_path / "a"), weights(tmp_path / "c"))
+    judged = [[item.id for item in read_answers(tmp_path / name / "predictions.jsonl")] for name in "ac"]
+    assert judged[0] == judged[1], "whatever the seed, the same items"
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:

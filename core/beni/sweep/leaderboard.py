@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,14 +64,14 @@ class Progress:
     trials: Sequence[Trial] = ()
 
 
-QUALITY = {
+QUALITY: dict[str, Callable[[Standing], str]] = {
     "accuracy": lambda row: percent(row.accuracy),
     "95 % interval": lambda row: _interval(row.interval),
     "behind": lambda row: _points(row.behind, row.behind_interval),
     "blind": lambda row: percent(row.blind),
 }
 """Columns of the table behind the name: what was reached."""
-COSTS = {
+COSTS: dict[str, Callable[[Standing], str]] = {
     "FLOPs/sample": lambda row: operations(row.cost("flops_per_sample")),
     "samples/s": lambda row: whole(row.cost("samples_per_s")),
     "memory": lambda row: size(row.cost("peak_memory_bytes")),
@@ -83,6 +83,8 @@ COSTS = {
     "seeds": lambda row: str(len(row.runs)),
 }
 """And what it took."""
+SELDOM = ("steps", "lr", "seeds")
+"""Columns that a page leaves out where they say the same of all."""
 COLUMNS = QUALITY | COSTS
 
 
@@ -97,7 +99,7 @@ def write_leaderboard(folder: Path, standings: Standings, progress: Progress) ->
     values = {
         "rows": rows,
         "columns": QUALITY,
-        "costs": COSTS,
+        "costs": {heading: column for heading, column in COSTS.items() if heading not in SELDOM or _vary(rows, column)},
         "progress": progress,
         "links": [[(run.seed, run.folder.relative_to(folder).as_posix()) for run in row.runs] for row in rows],
         "scatter": make_scatter(_spots(rows)),
@@ -151,6 +153,10 @@ def table(standings: Standings) -> str:
             ]
         )
     return out.getvalue()
+
+
+def _vary(rows: Sequence[Standing], column: Callable[[Standing], str]) -> bool:
+    return len({column(row) for row in rows}) > 1
 
 
 def _spots(rows: Sequence[Standing]) -> list[Spot]:

@@ -1,0 +1,52 @@
+"""Answers to items survive the file, and know which items share images."""
+
+from pathlib import Path
+
+import pytest
+
+from beni.eval.answers import answers, read_answers, write_answers
+from beni.eval.judge import Prediction
+from beni.sample import ImageRef, Sample, Turn, vqa_sample
+
+ITEMS = {
+    "a": [
+        vqa_sample("0", ImageRef(path="x.png"), "is it é?", "yes", {"type": "letters"}),
+        vqa_sample("1", ImageRef(path="x.png"), "is it red?", "no"),
+    ],
+    "b": [
+        vqa_sample("0", ImageRef(data=b"..."), "?", "2"),
+        Sample("1", (Turn.user("say 1"), Turn("assistant", ("1",)))),
+        Sample("2", (Turn.user("say 2"), Turn("assistant", ("2",)))),
+    ],
+}
+SAMPLES = [sample for samples in ITEMS.values() for sample in samples]
+
+
+def predictions(*texts: str) -> list[Prediction]:
+    return [
+        Prediction(sample.id, text, sample.answer, text == sample.answer, sample.tags)
+        for sample, text in zip(SAMPLES, texts, strict=True)
+    ]
+
+
+def test_they_are_read_as_they_were_written(tmp_path: Path) -> None:
+    found = list(answers(ITEMS, predictions("yes", "yes", "2", "ü", "2"), predictions("no", "no", "2", "1", "")))
+    write_answers(tmp_path / "predictions.jsonl", iter(found))
+    assert read_answers(tmp_path / "predictions.jsonl") == found
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
+    assert [(each.data, each.id) for each in found] == [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1"), ("b", "2")]
+    assert [each.correct for each in found] == [True, False, True, False, True]
+    assert [each.blind_correct for each in found] == [False, True, True, True, False]
+    assert found[0].tags == {"type": "letters"} and found[3].prediction == "ü"
+
+
+def test_items_about_the_same_image_are_told_and_no_others() -> None:
+    nothing = predictions("", "", "", "", "")
+    images = [each.images for each in answers(ITEMS, nothing, nothing)]
+    assert images[0] == images[1] and len(set(images)) == 4
+
+
+def test_as_many_as_items() -> None:
+    nothing = predictions("", "", "", "", "")
+    with pytest.raises(ValueError, match="zip"):
+        list(answers(ITEMS, nothing[:-1], nothing))
