@@ -169,15 +169,31 @@ def _spots(rows: Sequence[Standing]) -> list[Spot]:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What the seeds of a combination answer to an item."""
+
+    text: str
+    """The most frequent answer."""
+    correct: bool
+    right: int
+    """Seeds whose answer is right, of all `seeds`."""
+    seeds: int
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer]) -> "Said":
+        said = [answer.prediction for answer in answers]
+        usual = max(answers, key=lambda answer: said.count(answer.prediction))
+        return cls(usual.prediction, usual.correct, sum(answer.correct for answer in answers), len(answers))
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """An item that one of two combinations answers better than the other."""
 
     sample: Sample
     pictures: Sequence[Picture | str]
-    answers: Sequence[str]
-    """Of either, the most frequent over seeds."""
-    right: Sequence[float]
-    """Share of the seeds of either that are right."""
+    answers: Sequence[Said]
+    """Of either."""
 
 
 def _examples(first: Standing, second: Standing) -> list[Example]:
@@ -191,10 +207,8 @@ def _examples(first: Standing, second: Standing) -> list[Example]:
     found = []
     for n in [*for_first, *for_second]:
         sample = samples[int(n)]
-        said = [_usual([run.answers[n] for run in row.runs]) for row in (first, second)]
-        found.append(
-            Example(sample, [drawn(ref) for ref in sample.images], said, [float(share[n]) for share in shares])
-        )
+        said = [Said.of([run.answers[n] for run in row.runs]) for row in (first, second)]
+        found.append(Example(sample, [drawn(ref) for ref in sample.images], said))
     return found
 
 
@@ -202,11 +216,6 @@ def judged_samples(config: RunConfig) -> list[Sample]:
     """The items that a run is judged on, in the order of its answers."""
     chosen = judged(config.data.eval_data, config.data.data)
     return [sample for samples in chosen.values() for sample in subset(samples, config.data.eval_limit)]
-
-
-def _usual(answers: Sequence[Answer]) -> str:
-    said = [answer.prediction for answer in answers]
-    return max(said, key=said.count)
 
 
 def _interval(bounds: tuple[float, float] | None) -> str:
