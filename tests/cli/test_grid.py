@@ -41,6 +41,15 @@ from beni.registry import available
             ["--encoder a=tiny b=tiny --encoder.a.size 16", "--encoder a=tiny b=tiny --encoder.a.size 32"],
         ),
         ("--compile --no-compile", ["--compile", "--no-compile"]),
+        (
+            "--view anyres --view.overview --view.no-overview",
+            ["--view anyres --view.overview", "--view anyres --view.no-overview"],
+        ),
+        ("--view single anyres --view.no-overview", ["--view single", "--view anyres --view.no-overview"]),
+        (
+            "--encoder a=tiny b=tiny --encoder tiny --encoder.size 16 --encoder.a.size 32",
+            ["--encoder a=tiny b=tiny --encoder.a.size 32", "--encoder tiny --encoder.size 16"],
+        ),
         ("--seed 0 0 --seed 0", ["--seed 0"]),
         (
             "--connector mlp perceiver --connector.num-latents 16 64",
@@ -79,6 +88,8 @@ FILE = """
 [connector]
 name = "perceiver"
 depth = 1
+[view]
+name = "anyres"
 [encoders.main]
 name = "tiny"
 size = 16
@@ -87,6 +98,7 @@ size = 16
 lr = [1e-3]
 train = [["connector", "llm"]]
 compile = [true, false]
+"view.overview" = [false]
 """
 
 
@@ -95,7 +107,7 @@ def test_a_file_chooses_and_varies_what_the_command_line_does_not(tmp_path: Path
     config = ["--config", str(tmp_path / "a.toml")]
     grid = combinations([*config, "--lr", "2"])
     assert [" ".join(each.words[:-4]) for each in grid] == [
-        f"--connector.num-latents {count} --train connector llm {switch}"
+        f"--connector.num-latents {count} --train connector llm {switch} --view.no-overview"
         for count in (4, 8)
         for switch in ("--compile", "--no-compile")
     ]
@@ -103,6 +115,11 @@ def test_a_file_chooses_and_varies_what_the_command_line_does_not(tmp_path: Path
     assert parse_run(grid[0].words, "x", others=["sweep"]).connector.config.num_latents == 4
     with pytest.raises(ConfigError, match="sweep"):
         parse_run(grid[0].words, "x")
+
+
+def test_one_file_at_a_time() -> None:
+    with pytest.raises(ConfigError, match="one file"):
+        combinations(["--config", "a.toml", "b.toml"])
 
 
 @pytest.mark.parametrize("line", ["sweep = ['lr']", "[sweep]\nlr = 1", "[sweep]\nlr = []"])

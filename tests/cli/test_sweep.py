@@ -50,6 +50,9 @@ def test_learning_rates_are_chosen_and_more_seeds_are_added(tmp_path: Path, caps
         ("--tune-lr 1e-3 --lr 1e-3 2e-3", "give it one value"),
         ("--tune-lr 1e-3 --data text:{file}", "validation split"),
         ("--jobs", "--jobs"),
+        ("--workers 0 1", "are the same run"),
+        ("--data shapes --data easy_vqa", "--eval-data"),
+        ("--eval-limit 5 6", "judged on different items"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_trained(

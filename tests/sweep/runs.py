@@ -50,6 +50,7 @@ def ran(
         "peak_memory_bytes": 2**30,
         "visual_tokens_per_image": 16.0,
         "steps": 10,
+        "measured_steps": 10,
         "train_s": 1.0,
         "parameters": {"total": 1000, "trainable": 500},
         **figures,

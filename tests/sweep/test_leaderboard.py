@@ -32,13 +32,16 @@ PROGRESS = Progress(
 
 
 def made(folder: Path) -> Standings:
-    items = len(judged_samples(cell().config))
+    ids = [sample.id for sample in judged_samples(cell().config)]
+    items = len(ids)
     many, few = np.arange(items) < items - 3, np.arange(items) >= items // 2
     runs = [ran(many, seed=n, folder=folder / f"runs/p/seed-{n}") for n in (0, 1)]
+    runs.append(ran(few, flops=5e5, folder=folder / "runs/m/seed-0"))
+    runs = [replace(r, answers=[replace(a, id=n) for a, n in zip(r.answers, ids, strict=True)]) for r in runs]
     return stand(
         [
-            (cell("perceiver", varied={"connector": "perceiver", "rows": "2"}), 1e-3, runs),
-            (cell("mlp"), 2e-4, [ran(few, flops=5e5, folder=folder / "runs/m/seed-0")]),
+            (cell("perceiver", varied={"connector": "perceiver", "rows": "2"}), 1e-3, runs[:2]),
+            (cell("mlp"), 2e-4, runs[2:]),
         ]
     )
 
@@ -51,8 +54,18 @@ def test_a_page_of_everything(tmp_path: Path) -> None:
     assert page.count('<article class="panel card">') == EXAMPLES + 3, "three that the second answers better"
     assert "data:image/png;base64," in page and "type=even" in page and "Quality against cost" in page
     assert "it &lt;b&gt;cannot&lt;/b&gt;" in page and "<b>cannot" not in page and "&lt;no&gt;" in page
-    assert "0.25" in page and "chosen" in page
+    assert '<td class="n">0.001</td><td class="n">0.25</td><td>chosen</td>' in page
+    assert "<dt><span" in page and "2 of 2 right" in page
     assert sorted(p.name for p in tmp_path.iterdir()) == ["leaderboard.csv", "leaderboard.html", "leaderboard.md"]
+
+
+def test_no_examples_where_the_data_has_changed(tmp_path: Path) -> None:
+    """An answer is never shown beside another item."""
+    standings = made(tmp_path)
+    changed = replace(standings.rows[0].runs[0], answers=standings.rows[0].runs[0].answers[::-1])
+    rows = [replace(standings.rows[0], runs=[changed]), standings.rows[1]]
+    write_leaderboard(tmp_path, Standings(rows, standings.differences), PROGRESS)
+    assert "Where the first two differ" not in (tmp_path / "leaderboard.html").read_text()
 
 
 def test_of_one_cell_and_of_none(tmp_path: Path) -> None:
@@ -66,7 +79,7 @@ def test_of_one_cell_and_of_none(tmp_path: Path) -> None:
 def test_numbers_for_other_programs(tmp_path: Path) -> None:
     standings = made(tmp_path)
     first, second = csv.DictReader(io.StringIO(table(standings)))
-    assert (first["connector"], first["rows"], second["rows"]) == ("perceiver", "2", "")
+    assert (first["--connector"], first["--rows"], second["--rows"]) == ("perceiver", "2", "")
     assert float(first["accuracy"]) == standings.rows[0].accuracy and float(first["low"]) <= float(first["accuracy"])
     assert (first["seeds"], second["lr"], second["front"], first["flops_per_sample"]) == (
         "2",

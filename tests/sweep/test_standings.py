@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from beni.sweep.standings import pareto, stand
+from beni.errors import DataError
+from beni.sweep.standings import MOST_COMPARED, pareto, stand
 from tests.sweep.runs import answered, cell, ran
 
 ITEMS = 400
@@ -41,6 +42,16 @@ def test_cells_judged_on_other_items_are_not_paired() -> None:
     assert standings.rows[1].interval is not None and standings.rows[1].behind is None and not standings.differences
 
 
+def test_seeds_judged_on_other_items_are_refused() -> None:
+    with pytest.raises(DataError, match="the data has changed"):
+        stand([(cell(), 1.0, [ran(right(3)), replace(ran(right(3)), answers=answered([True], data="other"))])])
+
+
+def test_of_many_cells_all_are_compared_to_the_first_alone() -> None:
+    standings = stand([(cell(), 1.0, [ran(right(n))]) for n in range(MOST_COMPARED + 1)])
+    assert {one for one, _ in standings.differences} == {0} and len(standings.differences) == MOST_COMPARED
+
+
 def test_a_cell_without_evaluation_data_comes_last() -> None:
     standings = stand([(cell("mlp"), 1.0, [ran([])]), (cell("sva"), 1.0, [ran(right(1))])])
     assert [row.cell.name for row in standings.rows] == ["sva", "mlp"]
@@ -51,6 +62,10 @@ def test_a_cell_without_evaluation_data_comes_last() -> None:
 def test_costs_are_medians_and_tags_means() -> None:
     runs = [ran(right(ITEMS), samples_per_s=speed, seed=n) for n, speed in enumerate((10.0, 90.0, 100.0))]
     runs[0] = replace(runs[0], answers=answered(np.arange(ITEMS) % 2 == 0))
+    continued = ran(right(ITEMS), samples_per_s=0.0, seed=3, measured_steps=0)
+    [row] = stand([(cell(), 1.0, [*runs, continued])]).rows
+    assert row.cost("samples_per_s") == 90, "of runs that were measured as a whole"
+    assert stand([(cell(), 1.0, [continued])]).rows[0].cost("samples_per_s") == 0
     [row] = stand([(cell(), 1.0, runs)]).rows
     assert row.cost("samples_per_s") == 90 and row.cost("energy_per_sample_j") is None
     assert row.by_tag() == {"type=even": 1.0, "type=odd": pytest.approx(2 / 3)}

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, get_origin, get_type_hints
 
-from beni.cli import held
 from beni.cli.options import encoders_of
 from beni.config import (
     DEFAULT_PARTS,
@@ -72,12 +71,15 @@ def combinations(arguments: Sequence[str], every: bool = False) -> list[Combinat
     Raises:
         BeniError: a part that does not exist, a file that cannot be read, or a table `sweep` that is none.
     """
-    file = held.given(("config",), arguments)
-    tables = read_config_file(file["config"]) if file else {}
     given, stray = _given(arguments)
+    files = [file for words in given.get("config", ()) for file in words[1:]]
+    if len(files) > 1:
+        raise ConfigError(f"--config takes one file, not {', '.join(files)}: vary the options in which they differ")
+    tables = read_config_file(files[0]) if files else {}
     if every:
         given |= {kind: [(f"--{kind}", name) for name in installed(kind)] for kind in EVERY if kind not in given}
     given = {option: words for option, words in _filed(tables).items() if option not in given} | given
+    given = _switches(given, tables)
     whole = _Grid(given, tables)
     axes = {option: whole.choices(option) for option in given}
     varied = [option for option, choices in axes.items() if len(choices) > 1]
@@ -113,9 +115,7 @@ class _Grid:
     def choices(self, option: str) -> list[Words]:
         """What an option may be, each as it is typed."""
         hints = self.hints(option)
-        if not hints or any(
-            get_origin(hint) is not None and get_origin(hint) in (tuple, list, Mapping) for hint in hints
-        ):
+        if not hints or any(get_origin(hint) in LISTS for hint in hints):
             return list(dict.fromkeys(self.given[option]))
         chosen = [
             (words[0], value) if value is not None else words[:1]
@@ -127,12 +127,16 @@ class _Grid:
     def hints(self, option: str) -> list[Any]:
         """Types of an option, one for each chosen part that has it; none if there is no such option."""
         kind, *path = option.replace("-", "_").split(".")
-        if path and kind in KINDS:
-            parts = self._parts(kind)
-            found = [hint for part in parts for hint in self._of(part.config, kind, path)]
-            if kind == "encoder" and not found and len(path) > 1:  # --encoder.KEY.OPTION
-                found = [hint for part in parts for hint in self._of(part.config, f"encoder.{path[0]}", path[1:])]
+        if path and kind == "encoder":
+            found = []
+            for chosen in self._encoders():
+                if list(chosen) == ["main"]:
+                    found += self._of(chosen["main"].config, kind, path)
+                elif path[0] in chosen and len(path) > 1:  # --encoder.KEY.OPTION
+                    found += self._of(chosen[path[0]].config, f"{kind}.{path[0]}", path[1:])
             return found
+        if path and kind in KINDS:
+            return [hint for part in self._parts(kind) for hint in self._of(part.config, kind, path)]
         if kind in KINDS:
             return [tuple[str, ...] if kind == "encoder" else str]
         if kind == "config":
@@ -141,18 +145,16 @@ class _Grid:
 
     def _parts(self, kind: str) -> list[Part]:
         """What is chosen of a kind, by the arguments, else by the file, else by default."""
-        named = [words[1:] for words in self.given.get(kind, ())]
-        if kind == "encoder":
-            if named:
-                return [part for references in named if references for part in encoders_of(references).values()]
-            filed = self.tables.get("encoders")
-            if isinstance(filed, Mapping):
-                return [part_from_dict(kind, table) for table in filed.values()]
-        elif named:
-            return [choose(kind, reference) for references in named for reference in references]
-        elif kind in self.tables:
-            return [part_from_dict(kind, self.tables[kind])]
-        return [choose(kind, DEFAULT_PARTS[kind])]
+        if kind in self.given:
+            return [choose(kind, reference) for words in self.given[kind] for reference in words[1:]]
+        return [part_from_dict(kind, self.tables.get(kind, {"name": DEFAULT_PARTS[kind]}))]
+
+    def _encoders(self) -> list[Mapping[str, Part]]:
+        """The sets of encoders that are chosen, by their keys."""
+        if "encoder" in self.given:
+            return [encoders_of(words[1:]) for words in self.given["encoder"] if words[1:]]
+        filed = self.tables.get("encoders", {"main": {"name": DEFAULT_PARTS["encoder"]}})
+        return [{key: part_from_dict("encoder", table) for key, table in filed.items()}]
 
     def _of(self, config: PartConfig, option: str, path: Sequence[str]) -> list[Any]:
         """Types of an option of a part, or of a part that it holds."""
@@ -183,7 +185,7 @@ def _given(arguments: Sequence[str]) -> tuple[dict[str, list[Words]], Words]:
         while at < len(arguments) and VALUE.match(arguments[at]):
             values.append(arguments[at])
             at += 1
-        given.setdefault(_canonical(option), []).append((option, *values))
+        given.setdefault(option.removeprefix("--").replace("_", "-"), []).append((option, *values))
     return given, tuple(stray)
 
 
@@ -197,28 +199,37 @@ def _filed(tables: Mapping[str, Any]) -> dict[str, list[Words]]:
         option = f"--{name.replace('_', '-')}"
         if not isinstance(values, list) or not values:
             raise ConfigError(f"[sweep] gives {name} {values!r}: a list of values is needed, as in [1, 2]")
-        found[_canonical(option)] = [_typed(option, value) for value in values]
+        found[option.removeprefix("--")] = [_typed(option, value) for value in values]
     return found
 
 
 def _typed(option: str, value: Any) -> Words:
     if isinstance(value, bool):
-        return (option if value else f"--no-{option.removeprefix('--')}",)
+        *before, last = option.removeprefix("--").split(".")
+        return (option if value else f"--{'.'.join([*before, f'no-{last}'])}",)
     return (option, *(str(each) for each in (value if isinstance(value, list) else [value])))
 
 
-def _canonical(option: str) -> str:
-    """An option's name, without dashes in front; a switch that is turned off is the same option."""
-    name = option.removeprefix("--").replace("_", "-")
-    positive = name.removeprefix("no-").replace("-", "_")
-    switches = [group for group in OPTION_GROUPS.values() if get_type_hints(group).get(positive) is bool]
-    return positive.replace("_", "-") if switches else name
+def _switches(given: Mapping[str, list[Words]], tables: Mapping[str, Any]) -> dict[str, list[Words]]:
+    """Options with those that turn a switch off under the name of what turns it on."""
+    grid = _Grid(given, tables)
+    found: dict[str, list[Words]] = {}
+    for option, words in given.items():
+        positive = _positive(option)
+        found.setdefault(positive if bool in grid.hints(positive) else option, []).extend(words)
+    return found
+
+
+def _positive(option: str) -> str:
+    """`view.overview` for `view.no-overview`, and nothing for what turns nothing off."""
+    *before, last = option.split(".")
+    return ".".join([*before, last.removeprefix("no-")]) if last.startswith("no-") else ""
 
 
 def _shown(words: Words) -> str:
     if len(words) > 1:
         return " + ".join(words[1:])
-    return "off" if words[0].startswith("--no-") else "on"
+    return "off" if _positive(words[0].removeprefix("--")) else "on"
 
 
 def _has(cls: type, name: str) -> bool:

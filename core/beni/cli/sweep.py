@@ -1,12 +1,13 @@
 """`beni sweep`: a grid of runs, and the leaderboard that compares them."""
 
 import fcntl
+import json
 import os
 import shlex
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -22,10 +23,14 @@ from beni.config import RunConfig
 from beni.data.spec import validation
 from beni.errors import ConfigError
 from beni.report.figures import percent
-from beni.sweep.cells import Cell, grid, placed
+from beni.sweep.cells import Cell, grid, identity, placed
 from beni.sweep.leaderboard import Failure, Progress, Trial, write_leaderboard
 from beni.sweep.pool import Ended, Pool
 from beni.sweep.standings import Ran, read_run, stand
+from beni.training.outputs import room
+
+REPORT_EVERY = 30.0
+"""Seconds after which a run that ends brings the leaderboard up to date; comparing takes time that runs could use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class Sweep:
     """How many there will be."""
     read: dict[Path, Ran] = field(default_factory=dict)
     """What has been read of runs that have ended."""
+    reported: float = 0.0
+    """When the leaderboard was written."""
 
     def train(self) -> None:
         """Run what has no result yet; the leaderboard is written behind each run."""
@@ -89,6 +96,14 @@ class Sweep:
             seeds[name, why].append(seed)
         return [Failure(name, found, why) for (name, why), found in seeds.items()]
 
+    def _report_if_possible(self) -> None:
+        """No run ends because the leaderboard cannot be written now; it will be written again."""
+        try:
+            self.report()
+        except OSError as error:
+            tqdm.write(f"the leaderboard cannot be written: {error}", file=sys.stderr)
+        self.reported = time.monotonic()
+
     def _run(self, asked: Sequence[tuple[Cell, int, float]]) -> None:
         named = {}
         for cell, seed, lr in asked:
@@ -103,13 +118,15 @@ class Sweep:
 
             def ended(config: RunConfig, how: Ended) -> None:
                 _, name = named[config.run.out]
+                self.failed.pop((name, config.run.seed), None)
                 if how.failed:
                     self.failed[name, config.run.seed] = how.failed
                 said = f"{'refused' if how.refused else 'failed'}: {how.failed}" if how.failed else _told(config)
                 tqdm.write(f"{name}, seed {config.run.seed}: {said}", file=sys.stdout)
                 sys.stdout.flush()
                 bar.update()
-                self.report()
+                if time.monotonic() - self.reported > REPORT_EVERY:
+                    self._report_if_possible()
 
             self.pool.run([config for config, _ in waiting.values()], ended)
 
@@ -154,26 +171,42 @@ def sweep(arguments: Sequence[str], program: str) -> None:
         raise ConfigError("--jobs cannot be negative, and what --tune-lr tries must be above 0")
     found = [(each.varied, _config(parse_run(each.words, program, others=[SWEEP]))) for each in combinations(rest)]
     cells, seeds = grid(found)
-    if options.tune_lr and len({cell.config.optim.lr for cell in cells}) > 1:
-        raise ConfigError("--tune-lr chooses --lr for each combination: give it one value, or leave it out")
-    for data in {cell.config.data.data for cell in cells} if options.tune_lr else ():
-        if not validation(data):
-            raise ConfigError(f"--tune-lr compares losses on a validation split, and {', '.join(data)} has none")
-    gpus = _gpus() if cells[0].config.run.device != "cpu" else []
+    _check(found, cells, options)
+    gpus = _gpus() if any(cell.config.run.device != "cpu" for cell in cells) else []
     pool = Pool(options.jobs or len(gpus) or 1, gpus)
     folder = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-sweep")
     command = shlex.join(["beni", "sweep", *_with_out(arguments, options.out, folder)])
     with _alone(folder):
         whole = Sweep(folder, cells, seeds, list(dict.fromkeys(options.tune_lr)), pool, command)
         print(f"{len(cells)} combinations, {len(seeds)} seeds, {pool.jobs} at a time, in {folder}", flush=True)
+        whole.report()
         try:
             whole.train()
         finally:
-            whole.report()
+            with room(folder):
+                whole.report()
     print((folder / "leaderboard.md").read_text(encoding="utf-8"))
     print(f"wrote {folder / 'leaderboard.html'}, leaderboard.md and leaderboard.csv")
     if len(whole.failed) == whole.runs:
         raise ConfigError(f"no run has a result; {folder / 'leaderboard.html'} says why")
+
+
+def _check(found: Sequence[tuple[Mapping[str, str], RunConfig]], cells: Sequence[Cell], options: SweepOptions) -> None:
+    """Refuse a grid that compares nothing, or what cannot be compared."""
+    if len({(identity(config), config.run.seed) for _, config in found}) < len(found):
+        raise ConfigError(
+            "some combinations are the same run: one of the varied options changes nothing in what is trained or judged"
+        )
+    if len({(cell.config.data.eval_data or cell.config.data.data, cell.config.data.eval_limit) for cell in cells}) > 1:
+        raise ConfigError(
+            "combinations would be judged on different items: say with one --eval-data and one --eval-limit what all "
+            "of them are judged on"
+        )
+    if options.tune_lr and len({cell.config.optim.lr for cell in cells}) > 1:
+        raise ConfigError("--tune-lr chooses --lr for each combination: give it one value, or leave it out")
+    for data in {cell.config.data.data for cell in cells} if options.tune_lr else ():
+        if not validation(data):
+            raise ConfigError(f"--tune-lr compares losses on a validation split, and {', '.join(data)} has none")
 
 
 def _config(config: RunConfig) -> RunConfig:
@@ -188,9 +221,9 @@ def _config(config: RunConfig) -> RunConfig:
 
 
 def _told(config: RunConfig) -> str:
-    ran = read_run(Path(config.run.out), config.run.seed)
-    accuracy, blind = ran.result.get("accuracy"), ran.result.get("accuracy_blind")
-    return f"accuracy {percent(accuracy)}, blind {percent(blind)}, {ran.result['wall_s']:.0f} s"
+    result = json.loads((Path(config.run.out) / "result.json").read_text(encoding="utf-8"))
+    accuracy, blind = result["accuracy"], result["accuracy_blind"]
+    return f"accuracy {percent(accuracy)}, blind {percent(blind)}, {result['wall_s']:.0f} s"
 
 
 def _gpus() -> list[str]:

@@ -18,7 +18,7 @@ class Answer:
     """Evaluation data that it belongs to, as in the result's `evaluations`."""
     id: str
     images: str
-    """Equal for items about the same images: their answers are not independent of each other."""
+    """Equal for items about the same images, all of them and in the same order: their answers are not independent."""
     prediction: str
     target: str
     correct: bool

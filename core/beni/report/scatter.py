@@ -62,7 +62,7 @@ def make_scatter(spots: Sequence[Spot]) -> Scatter | None:
     logarithmic = min(costs) > 0 and max(costs) > LOG_RATIO * min(costs)
     x_values = log_ticks(min(costs), max(costs)) if logarithmic else ticks(min(costs), max(costs))
     y_values = ticks(min(spot.low for spot in spots), max(spot.high for spot in spots))
-    y_values = [max(0.0, y_values[0]), *(y for y in y_values[1:] if y <= 1 + 1e-9)]
+    y_values = [y for y in y_values if -1e-9 <= y <= 1 + 1e-9]
 
     def x(cost: float) -> float:
         low, high, at = x_values[0], x_values[-1], cost
@@ -71,7 +71,7 @@ def make_scatter(spots: Sequence[Spot]) -> Scatter | None:
         return Scatter.left + (at - low) / (high - low) * (Scatter.right - Scatter.left)
 
     def y(quality: float) -> float:
-        low, high = y_values[0], max(y_values[-1], *(spot.high for spot in spots))
+        low, high = min(y_values[0], *(s.low for s in spots)), max(y_values[-1], *(s.high for s in spots))
         return Scatter.bottom - (quality - low) / (high - low) * (Scatter.bottom - Scatter.top)
 
     placed = [

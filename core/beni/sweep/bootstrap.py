@@ -44,7 +44,7 @@ def draws(
     found = np.empty((len(correct), count))
     for start in range(0, count, AT_ONCE):
         stop = min(start + AT_ONCE, count)
-        times_RG = random.multinomial(groups, np.full(groups, 1 / groups), size=stop - start)
+        times_RG = random.multinomial(groups, np.full(groups, 1 / groups), size=stop - start).astype(float)
         items_R = times_RG @ sizes_G
         for number, hits_SG in enumerate(hits):
             seeds = len(hits_SG)

@@ -61,6 +61,7 @@ def identity(config: RunConfig) -> str:
     """Equal for runs whose figures should be equal but for chance: not the seed, and not where things are kept."""
     table = config.to_dict()
     table["run"] = {name: value for name, value in table["run"].items() if name in DECIDES}
+    table["run"]["feature_cache"] = bool(config.run.feature_cache)  # which spares operations and time
     table["data"].pop("workers")
     return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:10]
 

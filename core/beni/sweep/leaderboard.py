@@ -10,6 +10,7 @@ import numpy as np
 
 from beni.config import RunConfig
 from beni.data.spec import judged
+from beni.errors import BeniError
 from beni.eval.answers import Answer
 from beni.eval.judge import subset
 from beni.report.figures import operations, percent, quantity, size, whole
@@ -21,8 +22,8 @@ from beni.sweep.standings import Standing, Standings
 
 EXAMPLES = 6
 """Items shown that one of two combinations answers better, and as many for the other."""
-MOST_COMPARED = 12
-"""Combinations whose differences are all shown; of more only those to the first."""
+MOST_TAGS = 40
+"""Kinds of items shown, the most frequent ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ def write_leaderboard(folder: Path, standings: Standings, progress: Progress) ->
         draft.write_text(text, encoding="utf-8")
         draft.replace(folder / name)
     rows = standings.rows
-    tags = list(dict.fromkeys(tag for row in rows for tag in row.by_tag()))
+    by_tag = [row.by_tag() for row in rows]
+    tags = list(dict.fromkeys(tag for tags in by_tag for tag in tags))[:MOST_TAGS]
     values = {
         "rows": rows,
         "columns": QUALITY,
@@ -103,9 +105,9 @@ def write_leaderboard(folder: Path, standings: Standings, progress: Progress) ->
         "progress": progress,
         "links": [[(run.seed, run.folder.relative_to(folder).as_posix()) for run in row.runs] for row in rows],
         "scatter": make_scatter(_spots(rows)),
-        "compared": range(len(rows)) if len(rows) <= MOST_COMPARED else range(min(1, len(rows))),
+        "compared": sorted({one for one, _ in standings.differences}),
         "differences": standings.differences,
-        "tags": [(tag, [row.by_tag().get(tag) for row in rows]) for tag in tags],
+        "tags": [(tag, [tags.get(tag) for tags in by_tag]) for tag in tags],
         "pair": rows[:2] if (0, 1) in standings.differences else (),
         "examples": _examples(rows[0], rows[1]) if (0, 1) in standings.differences else (),
         "seeds": standings.seeds,
@@ -118,7 +120,9 @@ def markdown(standings: Standings, progress: Progress) -> str:
     lines = ["# Leaderboard", "", "| | combination | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     for place, row in enumerate(standings.rows, start=1):
         cells = [column(row) for column in COLUMNS.values()]
-        lines.append(f"| {place}{'*' if row.front else ''} | {row.cell.name} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {place}{'*' if row.front else ''} | " + " | ".join(map(_escaped, [row.cell.name, *cells])) + " |"
+        )
     lines += ["", f"{progress.ended} of {progress.runs} runs, {progress.jobs} at a time. `{progress.command}`", ""]
     lines += [
         "\\* on the front: nothing here is as accurate for as few operations. Intervals (95 %) are over seeds and "
@@ -137,7 +141,18 @@ def table(standings: Standings) -> str:
     figures = ("flops_per_sample", "samples_per_s", "peak_memory_bytes", "visual_tokens_per_image", "steps", "train_s")
     writer.writerow(
         [
-            *("place", "name", *options, "accuracy", "low", "high", "behind", "behind_low", "behind_high", "blind"),
+            *(
+                "place",
+                "name",
+                *(f"--{option}" for option in options),
+                "accuracy",
+                "low",
+                "high",
+                "behind",
+                "behind_low",
+                "behind_high",
+                "blind",
+            ),
             *(*figures, "parameters", "trained", "lr", "seeds", "accuracies", "front"),
         ]
     )
@@ -203,7 +218,12 @@ def _examples(first: Standing, second: Standing) -> list[Example]:
     order = np.random.default_rng(0).permutation(len(more))
     for_first = [n for n in order[np.argsort(-more[order], kind="stable")] if more[n] > 0][:EXAMPLES]
     for_second = [n for n in order[np.argsort(more[order], kind="stable")] if more[n] < 0][:EXAMPLES]
-    samples = judged_samples(first.cell.config)
+    try:
+        samples = judged_samples(first.cell.config)
+    except BeniError:  # gone since the runs were judged
+        return []
+    if [sample.id for sample in samples] != [answer.id for answer in first.runs[0].answers]:
+        return []
     found = []
     for n in [*for_first, *for_second]:
         sample = samples[int(n)]
@@ -226,4 +246,9 @@ def _points(behind: float | None, bounds: tuple[float, float] | None) -> str:
     """A difference in points of a per cent."""
     if behind is None or bounds is None:
         return "–"
-    return f"{100 * behind:.1f} ({100 * bounds[0]:.1f} – {100 * bounds[1]:.1f})" if behind else "0"
+    return "0" if bounds == (0.0, 0.0) else f"{100 * behind:.1f} ({100 * bounds[0]:.1f} – {100 * bounds[1]:.1f})"
+
+
+def _escaped(text: str) -> str:
+    """For a cell of a Markdown table."""
+    return text.replace("|", "\\|")

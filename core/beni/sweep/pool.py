@@ -6,6 +6,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ class Pool:
     gpus: Sequence[str] = ()
     """One is given to each run, where there are any."""
     running: set["subprocess.Popen[str]"] = field(default_factory=set)
+    stopping: bool = False
+    """Whether no process is started any more."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Of the two above."""
 
     def run(self, configs: Sequence[RunConfig], ended: Callable[[RunConfig, Ended], None]) -> None:
         """Train all of them that have no result yet; a failure keeps none of the others from running.
@@ -51,16 +56,29 @@ class Pool:
         free: queue.Queue[str] = queue.Queue()
         for number in range(self.jobs):
             free.put(self.gpus[number % len(self.gpus)] if self.gpus else "")
-        with self._stopping(), ThreadPoolExecutor(self.jobs) as threads:
-            waiting = {threads.submit(self._one, config, free): config for config in configs}
+        with _sigterm_stops(), ThreadPoolExecutor(self.jobs) as threads:
             try:
+                waiting = {threads.submit(self._one, config, free): config for config in configs}
                 for future in as_completed(waiting):
                     ended(waiting[future], future.result())
             except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                for process in list(self.running):
-                    process.terminate()  # it saves what it has
+                self._stop(threads)
                 raise
+
+    def _stop(self, threads: ThreadPoolExecutor) -> None:
+        """Ask all runs to save what they have, and wait for it; when asked once more, kill them."""
+        with self.lock:
+            self.stopping = True
+            asked = list(self.running)
+        threads.shutdown(wait=False, cancel_futures=True)
+        for process in asked:
+            process.terminate()
+        try:
+            threads.shutdown(wait=True)
+        except BaseException:
+            for process in asked:
+                process.kill()
+            raise
 
     def _one(self, config: RunConfig, free: "queue.Queue[str]") -> Ended:
         folder = Path(config.run.out)
@@ -71,6 +89,8 @@ class Pool:
         gpu = free.get()
         try:
             code = self._process(config, folder, gpu)
+        except OSError as error:  # no room for its log, no memory for its process
+            return Ended(f"it cannot be started in {folder}: {error.strerror or error}")
         finally:
             free.put(gpu)
         if code == 0 and (folder / "result.json").is_file():
@@ -84,16 +104,19 @@ class Pool:
         environment = {"OMP_NUM_THREADS": threads, **os.environ} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
         command = [sys.executable, "-m", "beni.sweep.child"]
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                text=True,
-                env=environment,
-                start_new_session=True,  # an interrupt from the keyboard is for us, who ask it to save
-            )
-            self.running.add(process)
+            with self.lock:
+                if self.stopping:
+                    return os.EX_TEMPFAIL
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                    env=environment,
+                    start_new_session=True,  # an interrupt from the keyboard is for us, who ask it to save
+                )
+                self.running.add(process)
             try:
                 assert process.stdin is not None
                 process.stdin.write(json.dumps(config.to_dict()) + "\n")
@@ -102,20 +125,22 @@ class Pool:
             except BrokenPipeError:
                 return process.wait()
             finally:
-                self.running.discard(process)
+                with self.lock:
+                    self.running.discard(process)
 
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """SIGTERM is handed on, and ends the sweep."""
 
-        def stop(number: int, frame: object) -> None:
-            raise Stopped("stopped by SIGTERM; the runs saved what they had, and the same command goes on")
+@contextmanager
+def _sigterm_stops() -> Iterator[None]:
+    """Inside, SIGTERM raises `Stopped`."""
 
-        before = signal.signal(signal.SIGTERM, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    def stop(number: int, frame: object) -> None:
+        raise Stopped("stopped by SIGTERM; the runs saved what they had, and the same command goes on")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _why(log: Path, before: int, code: int) -> str:

@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from beni.errors import DataError
 from beni.eval.answers import Answer, read_answers
 from beni.sweep.bootstrap import draws, interval, numbered
 from beni.sweep.cells import Cell
+
+MOST_COMPARED = 12
+"""Cells of which every two are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +49,11 @@ class Standing:
     """Whether no other cell is at least as accurate and at least as cheap, and better in one of them."""
 
     def cost(self, figure: str) -> float | None:
-        """A figure of the result: the median over seeds, since other work on a machine disturbs some of them."""
-        values = [run.result.get(figure) for run in self.runs]
-        known = [value for value in values if value is not None]
-        return median(known) if known else None
+        """A figure of the result: the median over seeds, since other work on a machine disturbs some of them.
+
+        Of runs that were continued only a part was measured: they count only if all were.
+        """
+        return _median(self.runs, figure)
 
     @property
     def parameters(self) -> int:
@@ -59,13 +64,14 @@ class Standing:
         return self.runs[0].result["parameters"]["trainable"]
 
     def by_tag(self) -> dict[str, float]:
-        """Accuracy for each value of each tag, such as `type=counting`."""
+        """Accuracy for each value of each tag, such as `type=counting`, the most frequent ones first."""
         hits: dict[str, list[bool]] = defaultdict(list)
         for run in self.runs:
             for answer in run.answers:
                 for name, value in answer.tags.items():
                     hits[f"{name}={value}"].append(answer.correct)
-        return {tag: fmean(found) for tag, found in sorted(hits.items())}
+        frequent = sorted(hits, key=lambda tag: (-len(hits[tag]), tag))
+        return {tag: fmean(hits[tag]) for tag in frequent}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,7 @@ class Standings:
 
     rows: Sequence[Standing]
     differences: Mapping[tuple[int, int], Difference]
-    """Between rows by their places."""
+    """Between rows by their places: all of them, or only those to the first where there are many."""
 
     @property
     def seeds(self) -> int:
@@ -108,11 +114,14 @@ def stand(found: Sequence[tuple[Cell, float, Sequence[Ran]]]) -> Standings:
 
     Args:
         found: each with its learning rate and its runs, one at least.
+
+    Raises:
+        DataError: runs of a cell were judged on different items.
     """
     drawn = _draws([runs for _, _, runs in found])
     means = [_mean(runs, "accuracy") for _, _, runs in found]
     order = sorted(range(len(found)), key=lambda n: (means[n] is None, -(means[n] or 0.0)))
-    front = pareto([(means[n], _flops(found[n][2])) for n in order])
+    front = pareto([(means[n], _median(found[n][2], "flops_per_sample")) for n in order])
     rows: list[Standing] = []
     for place, n in enumerate(order):
         cell, lr, runs = found[n]
@@ -130,9 +139,10 @@ def stand(found: Sequence[tuple[Cell, float, Sequence[Ran]]]) -> Standings:
                 front=place in front,
             )
         )
+    compared = range(len(order) if len(order) <= MOST_COMPARED else 1)
     between = {
         (one, other): difference
-        for one in range(len(order))
+        for one in compared
         for other in range(len(order))
         if one != other and (difference := _difference(drawn, means, order[one], order[other]))
     }
@@ -149,16 +159,24 @@ def pareto(points: Sequence[tuple[float | None, float | None]]) -> set[int]:
     }
 
 
-Drawn = Mapping[int, tuple[tuple[tuple[str, str], ...], Any]]
-"""By number of the cell: which items it was judged on, and accuracies of items and seeds drawn again."""
+Items = tuple[tuple[str, str, str, str], ...]
+"""What tells the items of an evaluation from those of another."""
+Drawn = Mapping[int, tuple[Items, Any]]
+"""By number of the cell: its items, and accuracies of items and seeds drawn again."""
 
 
 def _draws(cells: Sequence[Sequence[Ran]]) -> Drawn:
     """Cells that were judged on the same items are drawn together."""
-    together: dict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
+    together: dict[Items, list[int]] = defaultdict(list)
     for number, runs in enumerate(cells):
-        together[tuple((answer.data, answer.id) for answer in runs[0].answers)].append(number)
-    found: dict[int, tuple[tuple[tuple[str, str], ...], Any]] = {}
+        first, *others = (_items(run) for run in runs)
+        if any(items != first for items in others):
+            raise DataError(
+                f"{runs[0].folder.parent} holds seeds that were judged on different items: the data has changed since "
+                f"the first was trained. Delete that folder, or choose another --out"
+            )
+        together[first].append(number)
+    found: dict[int, tuple[Items, Any]] = {}
     for items, numbers in together.items():
         if not items:
             continue
@@ -166,6 +184,10 @@ def _draws(cells: Sequence[Sequence[Ran]]) -> Drawn:
         correct = [np.array([[a.correct for a in run.answers] for run in cells[n]]) for n in numbers]
         found |= {n: (items, row) for n, row in zip(numbers, draws(correct, groups), strict=True)}
     return found
+
+
+def _items(run: Ran) -> Items:
+    return tuple((answer.data, answer.id, answer.images, answer.target) for answer in run.answers)
 
 
 def _difference(drawn: Drawn, means: Sequence[float | None], one: int, other: int) -> Difference | None:
@@ -180,5 +202,7 @@ def _mean(runs: Sequence[Ran], figure: str) -> float | None:
     return fmean(known) if known else None
 
 
-def _flops(runs: Sequence[Ran]) -> float | None:
-    return _mean(runs, "flops_per_sample")
+def _median(runs: Sequence[Ran], figure: str) -> float | None:
+    whole = [run for run in runs if run.result["measured_steps"] == run.result["steps"]]
+    known = [run.result[figure] for run in whole or runs if run.result.get(figure) is not None]
+    return median(known) if known else None

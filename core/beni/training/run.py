@@ -46,6 +46,8 @@ class Fitted:
     """Of this process's device."""
     limit: float | None
     """Operations per second that all devices together can compute."""
+    began: Position
+    """Where this training started or went on."""
     position: Position
     selected: Position
     """Of which the model's weights are."""
@@ -113,6 +115,7 @@ def _trained(run: Run, resumed_from: Path | None, tracker: Tracker, started: flo
     result = {
         **judged.figures,
         "steps": fitted.position.steps,
+        "measured_steps": fitted.position.steps - fitted.began.steps,
         "skipped_steps": fitted.position.skipped,
         "selected_step": fitted.selected.steps,
         "computed": list(fitted.facts.computed),
@@ -135,8 +138,8 @@ def _trained(run: Run, resumed_from: Path | None, tracker: Tracker, started: flo
         lines = read_lines(run.folder / "metrics.jsonl")
         with room(run.folder):
             write_answers(run.folder / "predictions.jsonl", answers(judged.items, judged.seeing, judged.blind))
-            write_json(run.folder / "result.json", result)
             report.write_report(run.folder / "report.html", result, lines, shown, config.to_dict())
+            write_json(run.folder / "result.json", result)  # the last: a folder with a result is whole
     return result
 
 
@@ -151,6 +154,7 @@ def _fit(run: Run, resumed_from: Path | None, tracker: Tracker) -> Fitted:
         position, facts = checkpoint.load(resumed_from, model, optimizer, facts, procs)
         if procs.is_main and facts.computed[-1]["from_step"] == position.steps and (change := facts.change()):
             print(f"going on behind step {position.steps} with {change}: the same samples, results equal to rounding")
+    began = position
     callbacks = Callbacks(run, start, facts, position, tracker)
     if procs.is_main:
         _record(run)
@@ -196,6 +200,7 @@ def _fit(run: Run, resumed_from: Path | None, tracker: Tracker) -> Fitted:
         callbacks.totals,
         callbacks.peak,
         callbacks.limit,
+        began,
         position,
         selected,
         facts,
