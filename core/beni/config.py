@@ -248,7 +248,7 @@ OPTION_GROUPS: dict[str, type] = {
 UNTRAINED = ("eval_data", "eval_limit", "eval_batch", "max_new_tokens", "workers", "skip_steps", "init")
 """Options of the data and the optimizer that change nothing in what has been learned; or, as where a run started,
 nothing in how it goes on from a checkpoint."""
-ADDED = {"stream_block": DataConfig().stream_block}
+ADDED = {"stream_block": DataConfig().stream_block, "samples": OptimConfig().samples, "flops": OptimConfig().flops}
 """Options that checkpoints of earlier versions do not know, and the values that change nothing for these."""
 RECORDED = ("loaded", "adapted", "quantized")
 """Tables of a run's config.json that say what happened, and decide nothing."""

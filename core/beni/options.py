@@ -11,6 +11,8 @@ POSITIVE = 5e-324
 """The smallest number that is not zero."""
 MOST_SECONDS = 1e6
 """Longest time-out: twelve days."""
+MOST_FLOPS = 1e30
+"""Largest budget: some thousand times what the largest trainings have had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,16 @@ class OptimConfig:
     """AdamW; the learning rate rises, and then follows a schedule."""
 
     steps: int = 0
-    """Optimizer steps; 0 means: as many as `epochs` take."""
+    """Optimizer steps; 0 means: as many as `samples`, `flops` or `epochs` take."""
+    samples: int = 0
+    """Samples to be trained on, each counted whenever it is seen: as many steps as they take; of streams by what their
+    first block has. 0: not given."""
+    flops: float = 0.0
+    """Operations of the model, forward and backward, of all processes together: as many steps as they pay for, by the
+    mean of some rows. MFU's, with attention in full, and with encoders whatever --feature-cache spares. 0: not given.
+    """
     epochs: float = 5.0
-    """Passes over the training data, when `steps` is not given."""
+    """Passes over the training data, when neither `steps` nor `samples` nor `flops` is given."""
     lr: float = 2e-4
     """Peak learning rate of parts that start from random weights."""
     lr_pretrained: float = 2e-5
@@ -122,8 +131,12 @@ class OptimConfig:
     connector, llm."""
 
     def __post_init__(self) -> None:
-        _within(self, steps=(0, inf), epochs=(POSITIVE, inf), lr=(0, inf), lr_pretrained=(0, inf), gate_speed=(0, inf))
+        _within(self, steps=(0, inf), samples=(0, inf), flops=(0, MOST_FLOPS), epochs=(POSITIVE, inf))
+        _within(self, lr=(0, inf), lr_pretrained=(0, inf), gate_speed=(0, inf))
         _within(self, warmup=(0, 1), decay=(0, 1), weight_decay=(0, inf), clip=(POSITIVE, inf), skip_steps=(0, inf))
+        if len(self.budgets) > 1:
+            given = " and ".join(f"'{name}' {value}" for name, value in self.budgets.items())
+            raise ConfigError(f"options {given} each say how long the training is: give one of them, and the rest as 0")
         for name in ("part_lr", "part_weight_decay"):
             for part, value in getattr(self, name).items():
                 if not 0 <= value < inf:
@@ -135,6 +148,11 @@ class OptimConfig:
             raise ConfigError(
                 f"options 'warmup' {self.warmup:g} and 'decay' {self.decay:g} are shares of one run: together at most 1"
             )
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """What says how long the training is, by option: one, or none where `epochs` does."""
+        return {name: value for name in ("steps", "samples", "flops") if (value := getattr(self, name))}
 
 
 Adapter = Literal["none", "lora", "rslora", "dora"]

@@ -118,6 +118,11 @@ def test_whole_numbers_are_floats_but_not_the_reverse() -> None:
     [
         (BatchConfig, {"rows": 0}, "'rows' is 0; it must be at least 1"),
         (OptimConfig, {"epochs": -1.0}, "'epochs' is -1.0; it must be more than 0"),
+        (OptimConfig, {"samples": -1}, "'samples' is -1; it must be at least 0"),
+        (OptimConfig, {"flops": float("inf")}, "'flops' is inf"),
+        (OptimConfig, {"steps": 4, "samples": 99}, "options 'steps' 4 and 'samples' 99 each say how long"),
+        (OptimConfig, {"samples": 99, "flops": 2e9}, "options 'samples' 99 and 'flops' 2000000000.0 each say how long"),
+        (OptimConfig, {"steps": 4, "flops": 1e18}, r"options 'steps' 4 and 'flops' 1e\+18 each say how long"),
         (OptimConfig, {"warmup": 2.0}, "from 0 to 1"),
         (OptimConfig, {"lr": float("nan")}, "'lr' is nan"),
         (DataConfig, {"data": ()}, "'data' is empty"),
@@ -237,16 +242,21 @@ def test_every_option_is_documented_by_its_group() -> None:
     assert len(names) == len(set(names))  # they share one level of the command line
 
 
-def test_options_that_came_later_leave_the_hash_of_older_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("table", "option", "value"), [("data", "stream_block", 99), ("optim", "samples", 99), ("optim", "flops", 1e9)]
+)
+def test_options_that_came_later_leave_the_hash_of_older_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, table: str, option: str, value: float
+) -> None:
     """A run continues whose checkpoint was made when the option was not there; another value is another run."""
     config = run_config_from_dict(TABLES)
-    other = run_config_from_dict({**TABLES, "data": {**TABLES["data"], "stream_block": 99}})
+    other = run_config_from_dict({**TABLES, table: {**TABLES[table], option: value}})
     written = RunConfig.to_dict
 
     def before(self: RunConfig) -> dict[str, Any]:
-        table = written(self)
-        del table["data"]["stream_block"]
-        return table
+        tables = written(self)
+        del tables[table][option]
+        return tables
 
     now, changed = config.training_hash(), other.training_hash()
     monkeypatch.setattr(RunConfig, "to_dict", before)

@@ -79,10 +79,20 @@ def test_two_processes_go_on_where_one_stopped(tmp_path: Path, spec: str) -> Non
 
 
 def test_what_a_stream_needs_is_asked_for(tmp_path: Path, spec: str) -> None:
-    with pytest.raises(ConfigError, match="is a stream, of which nobody knows when it ends: say --steps"):
+    with pytest.raises(ConfigError, match="nobody knows when it ends: say --steps, --samples or --flops"):
         train(small_run(tmp_path / "a", **changes(spec) | {"optim": {"steps": 0}}))
     with pytest.raises(ConfigError, match="is a stream: say how often it is seen beside the others, with --weights"):
         train(small_run(tmp_path / "b", **changes(spec, data=[spec, SHAPES])))
+
+
+def test_samples_and_operations_are_told_by_the_first_block(tmp_path: Path, spec: str) -> None:
+    def result(**optim: float) -> dict[str, Any]:
+        return train(small_run(tmp_path / next(iter(optim)), **changes(spec) | {"optim": {"steps": 0, **optim}}))
+
+    seen = result(samples=56)
+    assert seen["steps"] > 2 and seen["samples_per_s"] * seen["train_s"] == pytest.approx(56, rel=0.1)
+    computed = result(flops=3e8)
+    assert computed["steps"] > 2 and computed["flops_per_s"] * computed["train_s"] == pytest.approx(3e8, rel=0.1)
 
 
 def test_a_bad_row_may_end_the_run(tmp_path: Path, spec: str) -> None:

@@ -145,6 +145,11 @@ class Plan:
     def __reduce__(self) -> tuple[Any, ...]:  # the cache stays behind when a worker is started
         return Plan, (self.lengths, self.weights, self.batch, self.seed, self.shuffle)
 
+    @property
+    def samples(self) -> int:
+        """How many every epoch has."""
+        return sum(self._quotas())
+
     def steps(self, epoch: int) -> int:
         """Optimizer steps of an epoch; the last one may hold fewer rows."""
         return -(-len(self.rows(epoch)) // self.batch.rows)
@@ -175,13 +180,17 @@ class Plan:
 
     def _draw(self, epoch: int) -> list[Member]:
         """This epoch's samples: source after source, each cycling through its own shuffled passes."""
-        sizes = [len(source.usable) for source in self.lengths]
-        quotas = shares(self.weights, sum(sizes)) if self.weights else sizes
         members = []
-        for number, (source, size, quota) in enumerate(zip(self.lengths, sizes, quotas, strict=True)):
-            drawn = cycled(source.usable, quota if size else 0, epoch, (self.seed, number) if self.shuffle else None)
+        for number, (source, quota) in enumerate(zip(self.lengths, self._quotas(), strict=True)):
+            drawn = cycled(source.usable, quota, epoch, (self.seed, number) if self.shuffle else None)
             members += [Member(number, index) for index in drawn]
         return members
+
+    def _quotas(self) -> list[int]:
+        """How many samples every epoch has of each source."""
+        sizes = [len(source.usable) for source in self.lengths]
+        wanted = shares(self.weights, sum(sizes)) if self.weights else sizes
+        return [quota if size else 0 for quota, size in zip(wanted, sizes, strict=True)]
 
     def _group(self, members: Sequence[Member]) -> list[Tree]:
         """Put samples that share their head into one tree, as many as a row holds."""

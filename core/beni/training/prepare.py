@@ -17,6 +17,7 @@ from beni.processes import Processes
 from beni.sample import Sample
 from beni.training import compiled, features, freeze
 from beni.training.adapters import Adapters, add_adapters
+from beni.training.budget import steps_of
 from beni.training.loading import load_once
 from beni.training.outputs import open_folder
 from beni.training.quantize import Quantized, check, quantize
@@ -68,13 +69,13 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
         raise ConfigError("--select best compares losses on a validation split, and no source has one")
     if config.run.feature_cache:
         features.check(config, table, streams=feed is not rows)
+    total = steps_of(config, rows, feed is not rows, built.model, table)
     procs.barrier()  # preparing takes as long as it takes
     folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
     cached = None
     if config.run.feature_cache and not config.run.dry_run:
         cached = features.fill(config, built, rows, procs)
         feed.features = cached.store
-    total = config.optim.steps or _steps(rows.plan, config.optim.epochs)
     return Run(config, procs, folder, built, rows, feed, cached, quantized, adapters, table, total)
 
 
@@ -82,8 +83,8 @@ def _quotas(config: RunConfig, sources: Sequence[Sequence[Sample] | Stream]) -> 
     """How many samples of each source a block has; none where no source is a stream.
 
     Raises:
-        ConfigError: weights that do not fit the sources, or that streams need and do not have; a stream without
-            `steps`.
+        ConfigError: weights that do not fit the sources, or that streams need and do not have; a stream of a
+            run that only `epochs` would end.
     """
     weights = config.data.weights
     if weights and (len(weights) != len(sources) or min(weights) < 0 or not sum(weights)):
@@ -93,8 +94,10 @@ def _quotas(config: RunConfig, sources: Sequence[Sequence[Sample] | Stream]) -> 
     streams = [spec for spec, source in zip(config.data.data, sources, strict=True) if isinstance(source, Stream)]
     if not streams:
         return []
-    if not config.optim.steps:
-        raise ConfigError(f"data '{streams[0]}' is a stream, of which nobody knows when it ends: say --steps")
+    if not config.optim.budgets:
+        raise ConfigError(
+            f"data '{streams[0]}' is a stream, of which nobody knows when it ends: say --steps, --samples or --flops"
+        )
     if len(sources) > 1 and not weights:
         raise ConfigError(
             f"data '{streams[0]}' is a stream: say how often it is seen beside the others, with --weights"
@@ -128,12 +131,6 @@ def held_out(run: Run) -> HeldOut | None:
     """The validation splits, or None if no source has one."""
     sources = validation(run.config.data.data)
     return HeldOut.of(sources, run.built.composer, run.config.batch) if sources else None
-
-
-def _steps(plan: Plan, epochs: float) -> int:
-    """Optimizer steps of so many passes over the data."""
-    whole, part = int(epochs), epochs - int(epochs)
-    return max(1, sum(plan.steps(e) for e in range(whole)) + (round(part * plan.steps(whole)) if part else 0))
 
 
 def _texts(sources: Sequence[Sequence[Sample] | Stream], quotas: Sequence[int]) -> Iterator[str]:

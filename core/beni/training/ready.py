@@ -6,11 +6,10 @@ import torch
 
 from beni.errors import PluginError
 from beni.flops.account import FlopMeter
-from beni.model.parts import stacks
 from beni.training import freeze
+from beni.training.meter import meter_of
 from beni.training.parallel import gather_once, parallelize
 from beni.training.prepare import Run
-from beni.training.recompute import DEAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ def ready(run: Run) -> Ready:
     freeze.apply(model, table)
     meter, uncountable = None, ""
     try:
-        meter = meter_of(run)
+        meter = meter_of(model, config.run)
     except PluginError as error:  # which keeps nobody from training
         uncountable = str(error)
     parallelize(model, run.processes, config.run, freeze.frozen_encoders(table))
@@ -48,15 +47,3 @@ def ready(run: Run) -> Ready:
         gather_once(model.encoders)
     groups = freeze.parameter_groups(model, table, config.optim)
     return Ready(torch.optim.AdamW(groups, betas=config.optim.betas, fused=True), meter, uncountable)
-
-
-def meter_of(run: Run) -> FlopMeter:
-    """Counts the operations of a run's model as it will be computed; to be made before the model is sharded.
-
-    Raises:
-        PluginError: a part of it cannot be counted.
-    """
-    options = run.config.run
-    blocks = [block for stack in stacks(run.built.model) for block in stack[:: options.activation_checkpointing_every]]
-    recomputed = [] if options.activation_checkpointing == "none" else blocks
-    return FlopMeter(run.built.model, recomputed, DEAR if options.activation_checkpointing == "selective" else [])

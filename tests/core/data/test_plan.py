@@ -58,6 +58,13 @@ def test_every_sample_once_per_epoch(sources: list[list[Sample]], order: str) ->
         assert len(planned) == len(everything) and set(planned) == everything
 
 
+@pytest.mark.parametrize("weights", [(), (1, 2, 0.5, 0), (1, 0.001, 0, 2)])
+def test_every_epoch_has_as_many_samples_as_it_says(sources: list[list[Sample]], weights: Sequence[float]) -> None:
+    """Also where a source is empty, and its share is nobody's."""
+    plan = Plan(lengths_of([*sources, []]), weights, BUDGET, seed=0)
+    assert [len(members(plan.rows(epoch))) for epoch in range(3)] == [plan.samples] * 3
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_no_row_is_beyond_a_budget(sources: list[list[Sample]], seed: int) -> None:
     make = composer()
