@@ -1,0 +1,144 @@
+"""A sweep as a whole: which runs are made, in which order, and what is told of them."""
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from beni.config import RunConfig
+from beni.report.figures import percent
+from beni.sweep.cells import Cell, placed
+from beni.sweep.leaderboard import Failure, Progress, Trial, write_leaderboard
+from beni.sweep.pool import Ended, Pool
+from beni.sweep.standings import Ran, read_run, stand
+
+REPORT_EVERY = 30.0
+"""Seconds after which a run that ends brings the leaderboard up to date; comparing takes time that runs could use."""
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What has been run, and how."""
+
+    folder: Path
+    cells: Sequence[Cell]
+    seeds: Sequence[int]
+    rates: Sequence[float]
+    """Learning rates that each cell tries with the first seed; if there are none, it has its own."""
+    pool: Pool
+    command: str
+    """What repeats it."""
+    machine: Mapping[str, Any]
+    """What it runs on, by name."""
+    failed: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Runs without a result, by cell and seed, and why."""
+    runs: int = 0
+    """How many there will be."""
+    read: dict[Path, Ran] = field(default_factory=dict)
+    """What has been read of runs that have ended."""
+    reported: float = 0.0
+    """When the leaderboard was written."""
+
+    def train(self) -> None:
+        """Run what has no result yet; the leaderboard is written behind each run."""
+        self.runs = len(self.cells) * (len(self.seeds) + max(0, len(self.rates) - 1))
+        if self.rates:
+            self._run([(cell, self.seeds[0], lr) for cell in self.cells for lr in self.rates])
+        rates = [(cell, self._rate(cell)) for cell in self.cells]
+        self._run([(cell, seed, lr) for cell, lr in rates if lr is not None for seed in self.seeds])
+
+    def report(self) -> None:
+        """Write the leaderboard of what has ended."""
+        chosen = [(cell, self._rate(cell)) for cell in self.cells]
+        found = [(cell, lr, runs) for cell, lr in chosen if lr is not None and (runs := self._ended(cell, lr))]
+        trials = [trial for cell in self.cells for trial in self._trials(cell)]
+        ended = sum(len(runs) for _, _, runs in found) + sum(
+            trial.val_loss is not None and not trial.chosen for trial in trials
+        )
+        progress = Progress(self.command, self.runs, ended, self.pool.jobs, self.machine, self._failures(), trials)
+        write_leaderboard(self.folder, stand(found), progress)
+
+    def _failures(self) -> list[Failure]:
+        """Seeds of a cell that failed for the same reason are one failure."""
+        seeds: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for (name, seed), why in sorted(self.failed.items()):
+            seeds[name, why].append(seed)
+        return [Failure(name, found, why) for (name, why), found in seeds.items()]
+
+    def _report_if_possible(self) -> None:
+        """No run ends because the leaderboard cannot be written now; it will be written again."""
+        try:
+            self.report()
+        except OSError as error:
+            tqdm.write(f"the leaderboard cannot be written: {error}", file=sys.stderr)
+        self.reported = time.monotonic()
+
+    def _run(self, asked: Sequence[tuple[Cell, int, float]]) -> None:
+        named = {}
+        for cell, seed, lr in asked:
+            config = placed(cell.at(seed, lr), self.folder)
+            rate = f", lr {lr:g}" if self.rates else ""
+            named[config.run.out] = (config, f"{cell.name}{rate}")
+        waiting = {out: pair for out, pair in named.items() if not (Path(out) / "result.json").is_file()}
+        done = len(named) - len(waiting)
+        if done:
+            print(f"{done} of {len(named)} runs have ended before")
+        with tqdm(total=len(named), initial=done, desc="runs", unit="run") as bar:
+
+            def ended(config: RunConfig, how: Ended) -> None:
+                _, name = named[config.run.out]
+                self.failed.pop((name, config.run.seed), None)
+                if how.failed:
+                    self.failed[name, config.run.seed] = how.failed
+                said = f"{'refused' if how.refused else 'failed'}: {how.failed}" if how.failed else _told(config)
+                tqdm.write(f"{name}, seed {config.run.seed}: {said}", file=sys.stdout)
+                sys.stdout.flush()
+                bar.update()
+                if time.monotonic() - self.reported > REPORT_EVERY:
+                    self._report_if_possible()
+
+            self.pool.run([config for config, _ in waiting.values()], ended)
+
+    def _rate(self, cell: Cell) -> float | None:
+        """The cell's learning rate: its own, or the best of those that were tried so far, if any has a result."""
+        if not self.rates:
+            return cell.config.optim.lr
+        return next((trial.lr for trial in self._trials(cell) if trial.chosen), None)
+
+    def _trials(self, cell: Cell) -> list[Trial]:
+        losses = [self._val_loss(cell, lr) for lr in self.rates]
+        known = [loss for loss in losses if loss is not None]
+        chosen = losses.index(min(known)) if known else -1
+        return [
+            Trial(cell.name, lr, loss, number == chosen)
+            for number, (lr, loss) in enumerate(zip(self.rates, losses, strict=True))
+        ]
+
+    def _val_loss(self, cell: Cell, lr: float) -> float | None:
+        ran = self._ran(cell, self.seeds[0], lr)
+        if ran is None:
+            return None
+        loss = float(ran.result["val_loss"])
+        return loss if loss == loss else inf
+
+    def _ended(self, cell: Cell, lr: float) -> list[Ran]:
+        return [ran for seed in self.seeds if (ran := self._ran(cell, seed, lr)) is not None]
+
+    def _ran(self, cell: Cell, seed: int, lr: float) -> Ran | None:
+        folder = Path(placed(cell.at(seed, lr), self.folder).run.out)
+        if folder not in self.read and (folder / "result.json").is_file():
+            self.read[folder] = read_run(folder, seed)
+        return self.read.get(folder)
+
+
+def _told(config: RunConfig) -> str:
+    result = json.loads((Path(config.run.out) / "result.json").read_text(encoding="utf-8"))
+    accuracy, blind = result["accuracy"], result["accuracy_blind"]
+    return f"accuracy {percent(accuracy)}, blind {percent(blind)}, {result['wall_s']:.0f} s"
