@@ -35,6 +35,10 @@ class GridError(IncompatiblePartsError):
         self.nearest = nearest
 
 
+class ExportError(BeniError):
+    """A model that computes something else than the class it is to be exported to, or that the class lacks."""
+
+
 class DataError(BeniError):
     """A data file, a sample or an image that cannot be used."""
 

@@ -69,7 +69,15 @@ def test_the_published_size_of_half_a_billion() -> None:
     assert 0.45e9 < sum(p.numel() for p in model.parameters()) < 0.55e9
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+LONG = {"cambrian_1"}
+"""Recipes of several encoders."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if path.stem in LONG else []) for path in RECIPES],
+    ids=lambda path: path.stem,
+)
 def test_its_stages_train(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, words = text_file(tmp_path), tmp_path / "words.txt"
     words.write_text("to be or not to be\n" * 200)

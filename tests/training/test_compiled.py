@@ -142,6 +142,7 @@ def _compare_quantized(folder: str) -> None:
 
 
 @needs_hqq
+@pytest.mark.slow
 def test_adapters_in_a_quantized_base_get_the_gradients_of_eager_blocks(tmp_path: Path) -> None:
     run_ranks(_compare_quantized, 1, str(tmp_path))
 

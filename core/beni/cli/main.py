@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train, judge and save a model",
     "evaluate": "judge a saved model on data",
     "generate": "answer a question about images with a saved model",
+    "export": "write a saved model as a class of Transformers' own",
     "sweep": "train all combinations of options, and compare them",
     "throughput": "measure what combinations of parts cost to train",
     "plugins": "list installed parts, show one, or say which are broken",
@@ -50,6 +51,7 @@ def run(command: str, arguments: Sequence[str] | None = None, program: str | Non
     from beni.cli import (  # torch and transformers are imported only when a command runs
         check,
         commands,
+        export,
         new_plugin,
         sweep,
         throughput,
@@ -59,6 +61,7 @@ def run(command: str, arguments: Sequence[str] | None = None, program: str | Non
         "train": commands.train,
         "evaluate": commands.evaluate,
         "generate": commands.generate,
+        "export": export.export,
         "sweep": sweep.sweep,
         "throughput": throughput.throughput,
         "plugins": commands.plugins,

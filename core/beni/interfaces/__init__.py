@@ -31,6 +31,7 @@ from beni.interfaces.fusion import (
     spell_blocks,
 )
 from beni.interfaces.llm import LanguageModel
+from beni.interfaces.native import NativeProjector, NativeTower
 from beni.interfaces.source import Reading, Source, Stream
 from beni.interfaces.view import View
 from beni.pretrained import Provenance
@@ -46,6 +47,8 @@ __all__ = [
     "Insert",
     "LLMSpec",
     "LanguageModel",
+    "NativeProjector",
+    "NativeTower",
     "Newline",
     "Provenance",
     "Reading",

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from beni.errors import GridError, IncompatiblePartsError, PluginError
+from beni.errors import ExportError, GridError, IncompatiblePartsError, PluginError
+from beni.interfaces.native import NativeProjector
 from beni.interfaces.view import View
 from beni.nn.merge import merge_tiles
 from beni.pretrained import Loadable, LoadableConfig
@@ -166,6 +167,17 @@ class Connector(Loadable, ABC):
             rows, cols = error.nearest
             inputs = ", ".join(f"'{key}' {cols * s.stride}x{rows * s.stride}" for key, s in encoders.items())
             raise IncompatiblePartsError(f"{error} (an input of {inputs} pixels)") from error
+
+    def native(self, to: str) -> NativeProjector:
+        """This connector as the projector of a class of Transformers, for an export.
+
+        Args:
+            to: name of the class's family, as `beni export --to` has it: llava.
+
+        Raises:
+            ExportError: that class's projector computes something else; says what.
+        """
+        raise ExportError(f"connector {type(self).__name__} computes something else than the projector of '{to}'")
 
     def blocks(self) -> Sequence[nn.Module]:
         """The modules that are sharded one by one; by default the connector is one unit."""

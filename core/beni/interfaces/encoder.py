@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from beni.config import PartConfig
+from beni.errors import ExportError
+from beni.interfaces.native import NativeTower
 from beni.pretrained import Provenance
 from beni.types import EncoderSpec, Features
 
@@ -40,6 +42,17 @@ class VisionEncoder(nn.Module, ABC):
     def load_pretrained(self) -> Provenance | None:
         """Fill in published weights, if the config names any; None where training starts from scratch."""
         return None
+
+    def native(self) -> NativeTower:
+        """This encoder as a vision model of Transformers, for an export.
+
+        Raises:
+            ExportError: it is none, or is read in a way that the native classes have not; says which.
+        """
+        raise ExportError(
+            f"encoder {type(self).__name__} is no vision model of Transformers; encoders that are, as 'hf', say so in "
+            f"their method `native`"
+        )
 
     def blocks(self) -> Sequence[nn.Module]:
         """The modules that are sharded one by one."""

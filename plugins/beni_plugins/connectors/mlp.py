@@ -12,8 +12,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from beni.errors import ConfigError
-from beni.interfaces import Connector, ConnectorConfig
+from beni.errors import ConfigError, ExportError
+from beni.interfaces import Connector, ConnectorConfig, NativeProjector
 from beni.types import EncoderSpec, Features, Grid
 from beni.weights import renamed
 
@@ -67,6 +67,20 @@ class Mlp(Connector):
 
     def project(self, features: Features) -> Float[Tensor, "V out"]:
         return self.layers(features.tokens_ND)
+
+    def native(self, to: str) -> NativeProjector:
+        """Two linear layers are LLaVA's projector; another number of them is not."""
+        if to != "llava":
+            return super().native(to)
+        if self.config.kind != "mlp2x_gelu":
+            raise ExportError(
+                f"connector 'mlp' of the kind '{self.config.kind}' is not LLaVA's projector, which is 'mlp2x_gelu'"
+            )
+        names = {"layers.0": "linear_1", "layers.2": "linear_2"}
+        state = {
+            names[name.rpartition(".")[0]] + "." + name.rpartition(".")[2]: x for name, x in self.state_dict().items()
+        }
+        return NativeProjector({"projector_hidden_act": "gelu", "multimodal_projector_bias": True}, state)
 
     def convert_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """LLaVA's and LLaVA-NeXT's `mm_projector`, that of transformers' Llava and Mllama, Dragonfly's linear layer."""

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.image_processing_base import ImageProcessingMixin
 
 from beni.config import PartConfig
-from beni.errors import ConfigError
-from beni.interfaces import Provenance, VisionEncoder
+from beni.errors import ConfigError, ExportError
+from beni.interfaces import NativeTower, Provenance, VisionEncoder
 from beni.nn.levels import Level, alike, join
 from beni.nn.unused import unused_parameters, with_zero_gradients
 from beni.types import EncoderSpec, Features, Grid, Size
@@ -131,6 +131,39 @@ class HfEncoder(VisionEncoder):
         features = self.plan.features(self.model, pixels_C3HW.to(self.model.dtype))
         tokens_ND = with_zero_gradients(features.tokens_ND, self.model, self.plan.unused)
         return replace(features, tokens_ND=tokens_ND)
+
+    def native(self) -> NativeTower:
+        """The model itself. Blocks that were left out come back as one that adds nothing and is never read.
+
+        So the features stay what they are to everybody: the last hidden state of all is before a final norm for some
+        readers and behind it for others, the last but one never is.
+        """
+        plan, spec = self.plan, self.spec
+        if plan.interpolate:
+            raise ExportError(
+                f"encoder 'hf' interpolates its positions to images of {spec.size.width} pixels, which native classes "
+                f"do not: train with --encoder.size 0"
+            )
+        if not plan.layers:
+            raise ExportError(
+                "encoder 'hf' reads the model's last hidden state, behind the final norm, and native classes read the "
+                "states between layers: train with --encoder.layers -2"
+            )
+        if _patch(self.model.config) != spec.stride:
+            raise ExportError(
+                f"encoder 'hf': a {plan.config['model_type']} model merges its patches, and native classes take "
+                f"features patch by patch: CLIP, SigLIP, DINOv2 and ViT give these"
+            )
+        table, state = dict(plan.config), dict(self.model.state_dict())
+        if plan.kept:
+            table["num_hidden_layers"] = plan.kept + 1
+            first, added = f"{plan.stack}.0.", f"{plan.stack}.{plan.kept}."
+            state |= {
+                added + n.removeprefix(first): torch.zeros_like(x) for n, x in state.items() if n.startswith(first)
+            }
+        config = AutoConfig.for_model(table.pop("model_type"), **table)
+        states = config.num_hidden_layers + 1
+        return NativeTower(config, state, tuple(layer - states for layer in plan.layers))
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.model.get_submodule(self.plan.stack).children()) if self.plan.stack else ()

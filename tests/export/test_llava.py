@@ -1,0 +1,227 @@
+"""Exported as `llava`: the same logits and answers, without beni; what the class does not compute is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
+from beni.cli.main import main
+from beni.data.images import load_image
+from beni.errors import ConfigError, ExportError
+from beni.export import export as exporting
+from beni.export import llava
+from beni.export.chat import with_images
+from beni.export.export import export
+from beni.export.llava import to_llava
+from beni.model.build import END, Built
+from beni.sample import Sample
+from tests.model.families import FAMILIES, llm
+from tests.model.small import FUSIONS, inputs, make, noise, talk
+from tests.model.test_new_tokens import llm_without
+from tests.model.test_saved import save
+from tests.plugins.encoders.test_hf import publish
+
+NEW = 6
+QUESTIONS = (
+    talk("what", (0, "what is it?"), ("",), images=(noise(0),)),
+    talk("two", ("compare ", 0, " and ", 1), ("",), images=(noise(1), noise(2))),
+    talk("text", ("hello there",), ("",)),
+)
+
+
+def trained(folder: Path, family: str = "clip_vision_model", /, **tables: Any) -> Built:
+    """A model around a published encoder, saved; weights are random, so that answers are unlike each other."""
+    publish(folder / "encoder", family)
+    encoder = {"name": "hf", "model": str(folder / "encoder")} | tables.pop("encoder", {})
+    built = make(tables.pop("parts", "inline"), **{"encoders": {"main": encoder}} | tables)
+    built.model.eval()
+    save(built, folder / "model")
+    return built
+
+
+def answers(built: Built) -> list[list[int]]:
+    options: dict[str, Any] = {"do_sample": False, "min_new_tokens": NEW, "max_new_tokens": NEW}
+    batches = [inputs(built, (sample,)) for sample in QUESTIONS]
+    return [built.model.generate(**batch, **options)[0, batch["input_ids"].shape[1] :].tolist() for batch in batches]
+
+
+def chat(sample: Sample, where: Path) -> list[dict[str, Any]]:
+    """A question as Transformers has it, its pictures in files."""
+    content: list[dict[str, str]] = []
+    for part in sample.turns[0].content:
+        if isinstance(part, int):
+            file = where / f"{sample.id}{part}.png"
+            load_image(sample.images[part]).save(file)
+            content.append({"type": "image", "path": str(file)})
+        else:
+            content.append({"type": "text", "text": part})
+    return [{"role": "user", "content": content}]
+
+
+CASES: dict[str, Any] = {
+    "clip": {},
+    "siglip": {"family": "siglip_vision_model"},
+    "vit": {"family": "vit"},
+    "dinov2": {"family": "dinov2"},
+    "last": {"family": "siglip_vision_model", "encoder": {"layers": [-1]}},
+    "several": {"encoder": {"layers": [1, -2]}},
+    "padded": {"view": {"name": "single", "fit": "pad"}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_computes_the_same(case: str, tmp_path: Path) -> None:
+    tables = dict(CASES[case])
+    built = trained(tmp_path, tables.pop("family", "clip_vision_model"), **tables)
+    told = export(str(tmp_path / "model"), "llava", str(tmp_path / "out"))
+    assert told["class"] == "LlavaForConditionalGeneration"
+    assert told["logits_differ_by"] < 1e-5
+    assert told["pixels_differ_by"] < (0.05 if case == "padded" else 0.002)
+    native = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert type(native) is LlavaForConditionalGeneration
+    for sample, wanted in zip(QUESTIONS, answers(built), strict=True):
+        batch = inputs(built, (sample,))
+        prompt = torch.where(
+            batch["input_ids"] == built.composer.image_token, processor.image_token_id, batch["input_ids"]
+        )
+        pixels = {"pixel_values": batch["pixel_values"][batch["image_index"][0]]} if sample.images else {}
+        found = native.generate(prompt, **pixels, do_sample=False, min_new_tokens=NEW, max_new_tokens=NEW)
+        assert found[0, prompt.shape[1] :].tolist() == wanted, sample.id
+
+
+def test_answers_the_same_without_beni(tmp_path: Path) -> None:
+    """In a process that cannot import beni: chats with pictures in files, one by one and in a padded batch."""
+    built = trained(tmp_path)
+    main(["export", str(tmp_path / "model"), "--to", "llava", "--out", str(tmp_path / "out")])
+    code = f"""
+import json, sys
+sys.modules["beni"] = sys.modules["beni_plugins"] = None
+from transformers import AutoModelForImageTextToText, AutoProcessor
+folder, chats = sys.argv[1], json.loads(sys.argv[2])
+model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+def answer(chats):
+    batch = processor.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True,
+                                          return_tensors="pt", processor_kwargs=dict(padding=True, padding_side="left"))
+    out = model.generate(**batch, do_sample=False, min_new_tokens={NEW}, max_new_tokens={NEW})
+    return out[:, batch["input_ids"].shape[1]:].tolist()
+print(json.dumps([[answer([chat])[0] for chat in chats], answer(chats)]))
+"""
+    chats = [chat(sample, tmp_path) for sample in QUESTIONS]
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out"), json.dumps(chats)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": ""},
+    ).stdout
+    alone, together = json.loads(out)
+    assert alone == together == answers(built)
+    assert len({tuple(row) for row in alone}) == len(QUESTIONS), "a poor example: questions are answered alike"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_become_rows_of_the_tables(tied: bool, tmp_path: Path) -> None:
+    """A language model whose end of answers is beni's: the native class knows its embedding and predicts it."""
+    folder = llm_without(tmp_path / "llm", "eos")
+    config = json.loads((tmp_path / "llm" / "config.json").read_text())
+    (tmp_path / "llm" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+    built = trained(tmp_path, llm={"name": "hf", "model": folder})
+    assert built.model.config.tie_word_embeddings is tied and built.model.new_tokens.predicted == 1
+    export(str(tmp_path / "model"), "llava", str(tmp_path / "out"))
+    native = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert any("lm_head" in name for name in file.keys()) is not tied, "tied tables are written once"  # noqa: SIM118
+    end = built.tokenizer.convert_tokens_to_ids(END)
+    weight = built.model.new_tokens.weight
+    assert weight is not None
+    assert torch.equal(native.get_input_embeddings().weight[end], weight[0])
+    assert torch.equal(native.get_output_embeddings().weight[end], weight[0])
+    assert native.generation_config.eos_token_id == [end]
+    never = native.generation_config.suppress_tokens
+    assert end not in never and built.composer.image_token in never and native.config.image_token_index in never
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "encoder": ({"encoders": FUSIONS["inline"].get("encoders", {"main": {"name": "tiny", "size": 16}})}, "TinyEncoder"),
+    "projector": ({"connector": {"name": "mlp", "kind": "linear"}}, "'linear'.*mlp2x_gelu"),
+    "connector": ({"connector": {"name": "concat"}}, "connector Concat"),
+    "fusion": ({"parts": "xattn"}, "between the layers"),
+    "newline": ({"fusion": {"name": "inline", "newline": "row"}}, "--fusion.newline none"),
+    "view": ({"view": {"name": "split"}}, "5 crops.*--view single"),
+    "last": ({"encoder": {"layers": []}}, "--encoder.layers -2"),
+    "size": ({"encoder": {"size": 48}}, "48 pixels.*--encoder.size 0"),
+    "registers": ({"family": "dinov2_with_registers"}, "5 tokens in front"),
+    "merging": ({"family": "swin"}, "merges its patches"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_equal_is_refused(case: str, tmp_path: Path) -> None:
+    tables, said = REFUSED[case]
+    tables = dict(tables)
+    trained(tmp_path, tables.pop("family", "clip_vision_model"), **tables)
+    with pytest.raises(ExportError, match=said):
+        export(str(tmp_path / "model"), "llava", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["gemma2", "granite"])
+def test_a_language_model_of_which_the_class_runs_a_part_is_refused(family: str, tmp_path: Path) -> None:
+    """Both change logits behind their output layer, which the class does not."""
+    folder = tmp_path / "llm"
+    plain = make("inline")
+    model = llm(family, FAMILIES[family] | {"final_logit_softcapping": 1.0}, len(plain.tokenizer))
+    model.save_pretrained(folder)
+    plain.tokenizer.save_pretrained(folder)
+    trained(tmp_path, llm={"name": "hf", "model": str(folder)})
+    with pytest.raises(ExportError, match="logits differ by"):
+        export(str(tmp_path / "model"), "llava", str(tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == [], "nothing is left behind"
+
+
+def test_a_weight_that_is_off_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> nn.Module:
+        native = to_llava(*arguments)
+        native.model.multi_modal_projector.linear_1.bias.data[0] += 0.1  # type: ignore[union-attr]
+        return native
+
+    name, (_, processors) = next(iter(exporting.TARGETS.items()))
+    monkeypatch.setitem(exporting.TARGETS, name, (broken, processors))
+    trained(tmp_path)
+    with pytest.raises(ExportError, match="computes something else"):
+        export(str(tmp_path / "model"), "llava", str(tmp_path / "out"))
+
+
+def test_a_tokenizer_that_adds_to_texts_adds_no_more(tmp_path: Path) -> None:
+    """Its BOS comes from the template or not at all, as in training, also where somebody writes the prompt."""
+    built = trained(tmp_path, llm={"name": "hf", "model": llm_without(tmp_path / "llm", "pad")})
+    assert built.tokenizer("hello")["input_ids"] != built.tokenizer("hello", add_special_tokens=False)["input_ids"]
+    export(str(tmp_path / "model"), "llava", str(tmp_path / "out"))
+    tokenizer = AutoProcessor.from_pretrained(tmp_path / "out").tokenizer
+    assert tokenizer("hello")["input_ids"] == built.tokenizer("hello", add_special_tokens=False)["input_ids"]
+
+
+def test_other_tokens_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llava, "with_images", lambda jinja: with_images(jinja) + "{{ '!' }}")
+    trained(tmp_path)
+    with pytest.raises(ExportError, match=r"as other tokens.*\['!'\] instead of \[\]"):
+        export(str(tmp_path / "model"), "llava", str(tmp_path / "out"))
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    trained(tmp_path)
+    with pytest.raises(ConfigError, match="choose one of llava"):
+        export(str(tmp_path / "model"), "lava", str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="something already"):
+        export(str(tmp_path / "model"), "llava", str(tmp_path / "encoder"))
+    with pytest.raises(ConfigError, match="no saved model"):
+        export(str(tmp_path / "nothing"), "llava", str(tmp_path / "out"))
