@@ -119,8 +119,8 @@ def _compare(fusion: str, kind: Any, every: int) -> None:
     ("fusion", "kind", "every"),
     [
         ("inline", "none", 1),
-        ("xattn", "full", 1),
-        pytest.param("sva", "selective", 1, marks=pytest.mark.slow),
+        ("xattn", "selective", 1),
+        pytest.param("sva", "full", 1, marks=pytest.mark.slow),
         pytest.param("deepstack", "full", 2, marks=pytest.mark.slow),
     ],
 )

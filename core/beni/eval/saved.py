@@ -1,7 +1,6 @@
 """Loads what a run saved."""
 
 import torch
-from transformers import AutoModelForImageTextToText
 
 from beni.data.document import Composer
 from beni.model.modeling import BeniForConditionalGeneration
@@ -9,13 +8,19 @@ from beni.model.processing import BeniProcessor
 from beni.model.saved import model_folder
 
 
-def load_saved(folder: str, device: torch.device) -> tuple[BeniForConditionalGeneration, Composer]:
+def load_saved(
+    folder: str, device: torch.device, option: str = "--model"
+) -> tuple[BeniForConditionalGeneration, Composer]:
     """A saved model and what feeds it.
+
+    Args:
+        folder: as the user gave it.
+        device: where the model goes.
+        option: with which the folder was given, for messages.
 
     Raises:
         ConfigError: the folder is not a saved model; says what it may have meant.
     """
-    path = model_folder(folder, "--model")
-    model = AutoModelForImageTextToText.from_pretrained(path)
-    assert isinstance(model, BeniForConditionalGeneration)
+    path = model_folder(folder, option)
+    model = BeniForConditionalGeneration.from_pretrained(path)
     return model.to(device).eval(), BeniProcessor.from_pretrained(path).composer

@@ -19,8 +19,9 @@ _FLATTEN = """\
 {%- endif -%}
 {%- set flat.messages = flat.messages + [{'role': message.role, 'content': flat.text}] -%}
 {%- endfor -%}
-{%- set messages = flat.messages -%}
+{%- set messages = flat.messages %}
 """.replace("IMAGE", IMAGE_MARK)
+"""Takes nothing from the template behind it, which may begin with a blank line."""
 
 
 def with_images(jinja: str) -> str:
@@ -32,14 +33,22 @@ def with_images(jinja: str) -> str:
     return _FLATTEN + jinja
 
 
-def as_written(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer that knows `<image>` and adds nothing to a text: templates write all special tokens, as in training.
+def as_written(tokenizer: PreTrainedTokenizerBase, pad_id: int) -> PreTrainedTokenizerBase:
+    """A tokenizer that knows `<image>`, pads on the left, and adds nothing to a text.
+
+    Templates write all special tokens, as in training.
 
     Args:
         tokenizer: the model's; stays as it is.
+        pad_id: the token that fills batches, if the tokenizer has none.
     """
     ours = copy.deepcopy(tokenizer)
     ours.add_special_tokens({"extra_special_tokens": [IMAGE_MARK]}, replace_extra_special_tokens=False)
+    if hasattr(ours, "image_token"):  # of a tokenizer made for a model with images: processors believe it
+        ours.image_token = IMAGE_MARK
+    if ours.pad_token_id is None:
+        ours.pad_token = ours.convert_ids_to_tokens(pad_id)
+    ours.padding_side = ours.init_kwargs["padding_side"] = "left"  # only what was given at the start is saved
     for option in ("add_bos_token", "add_eos_token"):
         if getattr(ours, option, False):
             setattr(ours, option, False)

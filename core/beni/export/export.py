@@ -1,20 +1,20 @@
 """Writes a saved model as a native one, and reads it back to see that it computes the same."""
 
-import shutil
-import tempfile
+import copy
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from beni.errors import ConfigError, NotWritten
+from beni.errors import ConfigError
 from beni.eval.saved import load_saved
 from beni.export.chat import as_written
+from beni.export.folder import whole, writing
 from beni.export.llava import NAME, llava_processors, to_llava
-from beni.export.verify import closest, verify
-from beni.export.vocabulary import full_tables
+from beni.export.probes import pixel_differences
+from beni.export.verify import Pair, verify
+from beni.export.vocabulary import Tables, full_tables
 from beni.sample import IMAGE_MARK
 
 TARGETS = {NAME: (to_llava, llava_processors)}
@@ -39,39 +39,31 @@ def export(folder: str, to: str, out: str) -> dict[str, Any]:
     """
     if to not in TARGETS:
         raise ConfigError(f"--to {to}: choose one of {', '.join(TARGETS)}")
-    path = Path(out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"--out {out}: there is something already; name a folder that is new or empty")
-    model, composer = load_saved(folder, torch.device("cpu"))
-    dtype = model.llm.dtype
-    model.float()
     make_model, make_processors = TARGETS[to]
-    tokenizer = as_written(composer.template.tokenizer)
-    tables = full_tables(model, len(tokenizer), tokenizer.convert_tokens_to_ids(IMAGE_MARK))
-    native = make_model(model, composer, tokenizer, tables).to(dtype)
-    native.generation_config = GenerationConfig(
-        eos_token_id=model.generation_config.eos_token_id,
-        pad_token_id=model.generation_config.pad_token_id,
-        suppress_tokens=list(tables.silent),
-    )
-    processor = closest(make_processors(composer, tokenizer), composer)
-    name = type(native).__name__
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+    with whole(out) as scratch:
+        model, composer = load_saved(folder, torch.device("cpu"), "export")
+        dtype = model.llm.dtype
+        model.float()
+        tokenizer = as_written(composer.template.tokenizer, model.generation_config.pad_token_id)
+        tables = full_tables(model, len(tokenizer), tokenizer.convert_tokens_to_ids(IMAGE_MARK))
+        native = make_model(model, composer, tokenizer, tables).to(dtype)
+        native.generation_config = _without_silent(model.generation_config, tables)
+        processor, tolerance = min(
+            make_processors(composer, tokenizer), key=lambda made: max(pixel_differences(made.processor, composer))
+        )
+        name = type(native).__name__
+        with writing(out):
             native.save_pretrained(scratch)
             processor.save_pretrained(scratch)
-            del native, processor
-            check = verify(
-                AutoModelForImageTextToText.from_pretrained(scratch, dtype=torch.float32).eval(),
-                AutoProcessor.from_pretrained(scratch),
-                model,
-                composer,
-                set(tables.silent),
-            )
-            path.mkdir(exist_ok=True)
-            for file in Path(scratch).iterdir():
-                shutil.move(file, path / file.name)
-    except OSError as error:
-        raise NotWritten(f"the exported model cannot be written to {out}: {error}") from error
+        del native, processor  # what counts is what was written
+        read = AutoModelForImageTextToText.from_pretrained(scratch, dtype=torch.float32).eval()
+        pair = Pair(model, composer, set(tables.silent), read, AutoProcessor.from_pretrained(scratch))
+        check = verify(pair, tolerance)
     return {"class": name, **{f"{key}_differ_by": value for key, value in asdict(check).items()}}
+
+
+def _without_silent(options: GenerationConfig, tables: Tables) -> GenerationConfig:
+    """How the model generates, never with a token that it cannot predict."""
+    ours = copy.deepcopy(options)
+    ours.suppress_tokens = sorted({*tables.silent, *(options.suppress_tokens or ())})
+    return ours

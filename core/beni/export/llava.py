@@ -3,11 +3,7 @@
 Reference: transformers, models/llava/modeling_llava.py and processing_llava.py.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from PIL import Image
-from torch import Tensor
 from transformers import (
     AutoConfig,
     LlavaConfig,
@@ -22,6 +18,8 @@ from transformers.initialization import no_init_weights
 from beni.data.document import Composer
 from beni.errors import ExportError
 from beni.export.chat import with_images
+from beni.export.foreign import foreign
+from beni.export.verify import Preparing
 from beni.export.vocabulary import Tables
 from beni.interfaces import NativeTower
 from beni.model.modeling import BeniForConditionalGeneration
@@ -29,6 +27,10 @@ from beni.sample import IMAGE_MARK
 from beni.types import EncoderSpec
 
 NAME = "llava"
+_TABLE = "embed_tokens"
+"""Of the language model, if the class is to tie the output layer to it; under another name both are written."""
+_SQUASHED, _PADDED = 0.002, 0.05
+"""How far prepared pictures may differ. Where padding meets the picture, 0.005 is usual, and 0.03 at 32 pixels."""
 
 
 def to_llava(
@@ -43,48 +45,57 @@ def to_llava(
         tables: of the language model, with a row for each token.
 
     Raises:
-        ExportError: the class computes something else; says what.
+        ExportError: the class computes something else, or cannot hold the parts; says what.
     """
     spec = _only_encoder(composer)
-    _check_text(composer)
+    _check_layout(composer)
     tower = next(iter(model.encoders.values())).native()  # type: ignore[operator]
     projector = model.connector.native(NAME)
-    text = AutoConfig.for_model(**model.llm.config.to_dict() | {"vocab_size": len(tables.embedding_ND)})
-    config = LlavaConfig(
-        vision_config=tower.config,
-        text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_MARK),
-        image_seq_length=spec.grid(spec.size).count,
-        vision_feature_layer=_layers(tower),
-        vision_feature_select_strategy=_strategy(spec),
-        tie_word_embeddings=text.tie_word_embeddings,
-        **projector.options,
-    )
-    with no_init_weights():
-        native = LlavaForConditionalGeneration(config)
-    native.model.vision_tower.load_state_dict(tower.state)
-    native.model.multi_modal_projector.load_state_dict(projector.state)
-    native.model.language_model.load_state_dict(_decoder(model, tables))
-    native.lm_head.load_state_dict({"weight": tables.output_ND})
-    native.tie_weights()  # without initialisation nobody has
+    base, table = model.llm.base_model, model.get_input_embeddings()
+    embedding = next(name for name, module in base.named_modules() if module is table)
+    tied = model.config.tie_word_embeddings and embedding == _TABLE
+    text = model.llm.config.to_dict() | {"vocab_size": len(tables.embedding_ND), "tie_word_embeddings": tied}
+    with foreign(LlavaForConditionalGeneration.__name__, "hold"):
+        config = LlavaConfig(
+            vision_config=tower.config,
+            text_config=AutoConfig.for_model(**text),
+            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_MARK),
+            image_seq_length=spec.grid(spec.size).count,
+            vision_feature_layer=_layers(tower),
+            vision_feature_select_strategy=_strategy(spec),
+            tie_word_embeddings=tied,
+            **projector.options,
+        )
+        with no_init_weights():
+            native = LlavaForConditionalGeneration(config).float()  # a tower's configuration may ask for half of that
+        native.model.vision_tower.load_state_dict(tower.state)
+        native.model.multi_modal_projector.load_state_dict(projector.state)
+        native.model.language_model.load_state_dict(base.state_dict() | {f"{embedding}.weight": tables.embedding_ND})
+        native.lm_head.load_state_dict({"weight": tables.output_ND})
+        native.tie_weights()  # without initialisation nobody has
     return native
 
 
-def llava_processors(composer: Composer, tokenizer: PreTrainedTokenizerBase) -> list[LlavaProcessor]:
-    """What prepares text and pictures for it: one that squashes pictures, and one that pads them."""
+def llava_processors(composer: Composer, tokenizer: PreTrainedTokenizerBase) -> tuple[Preparing, ...]:
+    """What prepares text and pictures for it: one that squashes pictures, and one that pads them.
+
+    Raises:
+        ExportError: the encoder has tokens that the class does not know.
+    """
     spec = _only_encoder(composer)
-    width, height = spec.size
-    side: dict[str, int] = {"height": height, "width": width}
-    return [
-        LlavaProcessor(
-            LlavaImageProcessor(
-                do_pad=pad,
-                size=side,
-                crop_size=side,  # cuts nothing away; servers count placeholders by it
-                resample=Image.Resampling[spec.resample.upper()],
-                image_mean=list(spec.mean),
-                image_std=list(spec.std),
-            ),
+    side: dict[str, int] = {"height": spec.size.height, "width": spec.size.width}
+
+    def processor(pad: bool) -> LlavaProcessor:
+        images = LlavaImageProcessor(
+            do_pad=pad,
+            size=side,
+            crop_size=side,  # cuts nothing away; servers count placeholders by it
+            resample=Image.Resampling[spec.resample.upper()],
+            image_mean=list(spec.mean),
+            image_std=list(spec.std),
+        )
+        return LlavaProcessor(
+            images,
             tokenizer,
             patch_size=spec.stride,
             vision_feature_select_strategy=_strategy(spec),
@@ -92,8 +103,8 @@ def llava_processors(composer: Composer, tokenizer: PreTrainedTokenizerBase) -> 
             image_token=IMAGE_MARK,
             chat_template=with_images(composer.template.jinja),
         )
-        for pad in (False, True)
-    ]
+
+    return Preparing(processor(False), _SQUASHED), Preparing(processor(True), _PADDED)
 
 
 def _only_encoder(composer: Composer) -> EncoderSpec:
@@ -102,7 +113,7 @@ def _only_encoder(composer: Composer) -> EncoderSpec:
     return next(iter(composer.encoders.values()))
 
 
-def _check_text(composer: Composer) -> None:
+def _check_layout(composer: Composer) -> None:
     """The class replaces one placeholder per token of the only crop, and does nothing inside the language model."""
     if composer.fusion.uses_context:
         raise ExportError(
@@ -130,10 +141,3 @@ def _strategy(spec: EncoderSpec) -> str:
             f"the encoder has {spec.prefix} tokens in front of its grid (CLS, registers), and '{NAME}' leaves out one"
         )
     return "default" if spec.prefix else "full"
-
-
-def _decoder(model: BeniForConditionalGeneration, tables: Tables) -> Mapping[str, Tensor]:
-    """State dict of the language model without its output layer."""
-    base: Any = model.llm.base_model
-    embedding = next(name for name, module in base.named_modules() if module is model.get_input_embeddings())
-    return base.state_dict() | {f"{embedding}.weight": tables.embedding_ND}

@@ -1,29 +1,33 @@
 """Does the exported model compute the same? Found by asking both."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from beni.data.batch import Pictures
 from beni.data.document import Composer
 from beni.data.images import load_image
-from beni.data.padded import pad
-from beni.errors import ExportError, first_line
+from beni.errors import ExportError
+from beni.export.foreign import foreign
+from beni.export.probes import Probe, pixel_differences, probes
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.sample import ImageRef, Sample, Turn
-from beni.types import EncoderSpec, Size
+from beni.sample import Sample
 
 LOGITS = 1e-4
 """Largest difference of logits that is rounding, as a part of the largest logit, in fp32."""
-PIXELS = 0.1
-"""Largest mean difference of pictures that is resampling, as a part of the way from black to white."""
+ANSWER = 4
+"""Tokens that both write."""
+
+
+class Preparing(NamedTuple):
+    """What prepares text and pictures for a native class."""
+
+    processor: Any
+    tolerance: float
+    """Largest mean difference of pictures that is resampling, as a part of the way from black to white."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,66 +40,75 @@ class Check:
     """Mean difference of prepared pictures, as a part of the way from black to white."""
 
 
-def probes(spec: EncoderSpec) -> tuple[Sample, ...]:
-    """A question about a wide picture, one about a tall one, one about two, and one about none."""
-    width, height = spec.size
-    wide, tall, even = (_picture(Size(w, h)) for w, h in ((2 * width, height), (width, 3 * height), spec.size))
-    return (
-        _asked((0, "what is it?"), wide),
-        _asked((0, "\n", "what is it?"), tall),
-        _asked(("compare ", 0, " and ", 1), even, wide),
-        _asked(("hello there",)),
-    )
+class Pair(NamedTuple):
+    """A model, and what it became, as it was read back."""
+
+    model: BeniForConditionalGeneration
+    composer: Composer
+    silent: set[int]
+    """Tokens that the model cannot predict."""
+    native: PreTrainedModel
+    processor: Any
 
 
-def closest(processors: Sequence[Any], composer: Composer) -> Any:
-    """Of several processors the one that prepares pictures most like the model's view."""
-    return min(processors, key=lambda processor: max(_pixels(processor, composer)))
-
-
-def verify(
-    native: PreTrainedModel, processor: Any, model: BeniForConditionalGeneration, composer: Composer, silent: set[int]
-) -> Check:
+def verify(pair: Pair, tolerance: float) -> Check:
     """Ask both models the same.
 
     Args:
-        native: the exported model, as it was read back.
-        processor: its processor, as it was read back.
-        model: beni's.
-        composer: what feeds it.
-        silent: tokens that beni's cannot predict.
+        pair: both.
+        tolerance: of prepared pictures.
 
     Raises:
-        ExportError: tokens, pictures or logits differ; says by how much.
+        ExportError: tokens, pictures, logits or answers differ; says by how much.
     """
-    far = max(_pixels(processor, composer))
-    if far > PIXELS:
+    far = max(pixel_differences(pair.processor, pair.composer))
+    if not far <= tolerance:
         raise ExportError(
-            f"the view prepares pictures in a way that {type(processor.image_processor).__name__} cannot: they differ "
-            f"by {far:.1%} of the way from black to white; use --view single"
+            f"the view prepares pictures in a way that {type(pair.processor.image_processor).__name__} cannot: they "
+            f"differ by {far:.1%} of the way from black to white; use --view single"
         )
-    worst = 0.0
-    for sample in probes(_spec(composer)):
-        inputs = pad([composer.compose(sample, prompt_only=True)], Pictures(composer), 0)
-        ids = inputs["input_ids"]
-        native_ids = torch.where(ids == composer.image_token, processor.image_token_id, ids)
-        _check_tokens(native_ids, processor, sample)
-        pixels = {"pixel_values": inputs["pixel_values"][inputs["image_index"][0]]} if sample.images else {}
-        try:
-            with torch.no_grad():
-                found = native(native_ids, **pixels).logits
-                wanted = model(**inputs).logits
-        except (RuntimeError, ValueError) as error:
-            raise ExportError(f"{type(native).__name__} cannot run these parts: {first_line(error)}") from error
-        heard = [token for token in range(wanted.shape[-1]) if token not in silent]
-        difference = (found[..., heard] - wanted[..., heard]).abs().max() / wanted[..., heard].abs().max()
-        worst = max(worst, float(difference))
-    if not worst < LOGITS:  # not a number is no equality either
-        raise ExportError(
-            f"{type(native).__name__} computes something else: logits differ by {worst:.1e} of the largest one, and "
-            f"rounding is less than {LOGITS:.0e}: a part of this model has no equal there"
-        )
+    with torch.no_grad():
+        worst = max(_ask(pair, probe) for probe in probes(pair.composer))
     return Check(worst, far)
+
+
+def _ask(pair: Pair, probe: Probe) -> float:
+    """By how much logits of a probe differ, as a part of the largest one."""
+    native, name = pair.native, type(pair.native).__name__
+    inputs = probe.inputs(pair.composer)
+    ids = inputs["input_ids"]
+    prompt = torch.where(ids == pair.composer.image_token, pair.processor.image_token_id, ids)
+    pixels = {"pixel_values": inputs["pixel_values"][inputs["image_index"][0]]} if probe.sample.images else {}
+    if not probe.answered:
+        _check_tokens(prompt, pair.processor, probe.sample)
+    wanted = pair.model(**inputs).logits
+    with foreign(name, "run"):
+        found = native(prompt, **pixels).logits
+    heard = [token for token in range(wanted.shape[-1]) if token not in pair.silent]
+    wanted, found = wanted[..., heard], found[..., heard]
+    if not wanted.isfinite().all():
+        raise ExportError("the model's logits are not numbers (NaN or infinite): its training went wrong")
+    differ = float((found - wanted).abs().max() / wanted.abs().max())
+    if not differ < LOGITS:  # not a number is no equality either
+        raise ExportError(
+            f"{name} computes something else: logits differ by {differ:.1e} of the largest one, and rounding is less "
+            f"than {LOGITS:.0e}: a part of this model has no equal there"
+        )
+    if not probe.answered:
+        _check_answer(pair, inputs, {"input_ids": prompt, **pixels})
+    return differ
+
+
+def _check_answer(pair: Pair, inputs: Mapping[str, Any], native_inputs: Mapping[str, Tensor]) -> None:
+    """Both go on in the same words, with their caches."""
+    options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": ANSWER}
+    start = inputs["input_ids"].shape[1]
+    wanted = pair.model.generate(**inputs, **options)[0, start:].tolist()
+    name = type(pair.native).__name__
+    with foreign(name, "answer with"):
+        found = pair.native.generate(**native_inputs, **options)[0, start:].tolist()
+    if found != wanted:
+        raise ExportError(f"{name} goes on with the tokens {found} where the model goes on with {wanted}")
 
 
 def _check_tokens(expected: Tensor, processor: Any, sample: Sample) -> None:
@@ -106,13 +119,14 @@ def _check_tokens(expected: Tensor, processor: Any, sample: Sample) -> None:
         else {"type": "text", "text": part}
         for part in sample.turns[0].content
     ]
-    found = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        tokenize=True,
-        return_dict=True,
-        add_generation_prompt=True,
-        return_tensors="pt",
-    )["input_ids"]
+    with foreign(type(processor).__name__, "read questions for"):
+        found = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            return_tensors="pt",
+        )["input_ids"]
     if found.tolist() != expected.tolist():
         ours, theirs = (processor.tokenizer.convert_ids_to_tokens(ids[0].tolist()) for ids in (expected, found))
         at = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), len(ours))
@@ -120,35 +134,3 @@ def _check_tokens(expected: Tensor, processor: Any, sample: Sample) -> None:
             f"{type(processor).__name__} reads a question as other tokens than the model was trained on: position {at} "
             f"of {len(ours)} is {theirs[at : at + 1]} instead of {ours[at : at + 1]}"
         )
-
-
-def _pixels(processor: Any, composer: Composer) -> Iterator[float]:
-    """Mean differences of probes' pictures."""
-    spec = _spec(composer)
-    std = torch.tensor(spec.std).view(3, 1, 1)
-    pictures = Pictures(composer)
-    for sample in probes(spec):
-        if sample.images:
-            inputs = pad([composer.compose(sample, prompt_only=True)], pictures, 0)
-            wanted = inputs["pixel_values"][inputs["image_index"][0]]
-            images = [load_image(ref) for ref in sample.images]
-            found = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-            yield float(((found - wanted) * std).abs().mean())
-
-
-def _spec(composer: Composer) -> EncoderSpec:
-    return next(iter(composer.encoders.values()))
-
-
-def _asked(content: tuple[str | int, ...], *images: ImageRef) -> Sample:
-    return Sample("probe", (Turn("user", content), Turn("assistant", ("",))), images)
-
-
-def _picture(size: Size) -> ImageRef:
-    """Colours that change slowly, as in photographs."""
-    across, down = (np.linspace(0, 1, n) for n in size)
-    red, green = np.meshgrid(across, down)
-    colours = np.stack([red, green, 0.5 + 0.5 * np.sin(6 * (red + green))], axis=-1)
-    file = BytesIO()
-    Image.fromarray((colours * 255).astype(np.uint8)).save(file, "png")
-    return ImageRef(data=file.getvalue(), size=size)

@@ -19,6 +19,10 @@ class Tables(NamedTuple):
     """Tokens that the model cannot predict: their output rows are nothing that was learned."""
 
 
+_AFTERWARDS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Fields of language models' configurations that change logits behind the output layer; None and 1 change nothing."""
+
+
 def full_tables(model: BeniForConditionalGeneration, tokens: int, image_id: int) -> Tables:
     """The tables, with the rows of the model's new tokens put in.
 
@@ -28,8 +32,15 @@ def full_tables(model: BeniForConditionalGeneration, tokens: int, image_id: int)
         image_id: the token that stands for images in the native class.
 
     Raises:
-        ExportError: the output layer is not a plain matrix.
+        ExportError: the output layer is not a plain matrix, or something comes behind it.
     """
+    for field in _AFTERWARDS:
+        value = getattr(model.llm.config, field, None)
+        if value not in (None, 1):
+            raise ExportError(
+                f"{type(model.llm).__name__} changes logits behind its output layer ({field} is {value}), and native "
+                f"classes do not"
+            )
     head, new = model.get_output_embeddings(), model.new_tokens
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ExportError(

@@ -1,8 +1,10 @@
 """Where a saved model lies."""
 
+import json
 from pathlib import Path
 
 from beni.errors import ConfigError
+from beni.model.config import BeniConfig
 
 
 def model_folder(folder: str, option: str) -> Path:
@@ -18,6 +20,16 @@ def model_folder(folder: str, option: str) -> Path:
     path = Path(folder)
     if (path / "model" / "config.json").is_file():
         raise ConfigError(f"{option} {folder} is a run; its model is {path / 'model'}")
-    if not (path / "config.json").is_file():
+    file = path / "config.json"
+    if not file.is_file():
         raise ConfigError(f"{option} {folder}: no saved model there (a run leaves one in RUN/model when it ends)")
+    try:
+        kind = json.loads(file.read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{option} {folder}: its config.json is damaged, or not that of a model") from error
+    if kind != BeniConfig.model_type:
+        raise ConfigError(
+            f"{option} {folder} holds a model of the type '{kind}', and not one that a run saved (RUN/model); it "
+            f"may be a part of one: see --llm, --encoder"
+        )
     return path

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from beni.errors import ConfigError
 from beni.interfaces import Provenance
@@ -26,10 +26,7 @@ def saved_config(folder: str) -> BeniConfig:
     Raises:
         ConfigError: the folder is not one; says what may have been meant.
     """
-    config = AutoConfig.from_pretrained(model_folder(folder, "--init"))
-    if not isinstance(config, BeniConfig):
-        raise ConfigError(f"--init {folder} holds a {config.model_type}, which is a part at most: see --llm, --encoder")
-    return config
+    return BeniConfig.from_pretrained(model_folder(folder, "--init"))
 
 
 def saved_tokenizer(folder: str) -> PreTrainedTokenizerBase:

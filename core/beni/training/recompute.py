@@ -62,6 +62,11 @@ class _OfDear(TorchDispatchMode):
         super().__init__()
         self.mode = mode
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled blocks stay compiled under it, as under PyTorch's two."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in DEAR:
             return self.mode.__torch_dispatch__(func, types, args, kwargs)

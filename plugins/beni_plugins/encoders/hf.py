@@ -151,8 +151,8 @@ class HfEncoder(VisionEncoder):
             )
         if _patch(self.model.config) != spec.stride:
             raise ExportError(
-                f"encoder 'hf': a {plan.config['model_type']} model merges its patches, and native classes take "
-                f"features patch by patch: CLIP, SigLIP, DINOv2 and ViT give these"
+                f"encoder 'hf': a {plan.config['model_type']} model merges its patches, or they are not square, and "
+                f"native classes take features patch by patch: CLIP, SigLIP, DINOv2 and ViT give these"
             )
         table, state = dict(plan.config), dict(self.model.state_dict())
         if plan.kept:
@@ -187,7 +187,8 @@ class _Plan(NamedTuple):
 
     def build(self) -> PreTrainedModel:
         table = dict(self.config)
-        model = AutoModel.from_config(AutoConfig.for_model(table.pop("model_type"), **table))
+        config = AutoConfig.for_model(table.pop("model_type"), **table)
+        model = AutoModel.from_config(config, dtype=torch.get_default_dtype())  # not what it was published in
         if self.kept:
             del model.get_submodule(self.stack)[self.kept :]
             model.config.tie_last_hidden_states = False  # the last block's output, not a norm's behind it
@@ -234,8 +235,10 @@ def _processor_side(images: Mapping[str, Any]) -> int:
 
 
 def _patch(vision: PreTrainedConfig) -> int:
+    """The side of a patch; 0 where there is none, or it has two."""
     patch = getattr(vision, "patch_size", 0)
-    return patch if isinstance(patch, int) else 0
+    sides = {patch} if isinstance(patch, int) else set(patch or ())
+    return sides.pop() if len(sides) == 1 else 0
 
 
 def _level(state: Tensor, patch: int, side: int) -> Level:

@@ -273,3 +273,16 @@ def test_weights_of_a_file_and_of_another_folder(tmp_path: Path) -> None:
         load(tmp_path / "b", weights=str(tmp_path / "c")).load_pretrained()
     with pytest.raises(ConfigError, match="not a file"):
         load(tmp_path / "b", weights="hubb").load_pretrained()
+
+
+def test_weights_are_not_rounded_to_what_they_were_published_in(tmp_path: Path) -> None:
+    """A configuration that says fp16: what is trained is fp32, as of every part."""
+    publish(tmp_path, "vit")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    built = make("inline", encoders={"main": {"name": "hf", "model": str(tmp_path)}})
+    published = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
+    own = built.model.encoders["main"].model.state_dict()  # type: ignore[union-attr]
+    assert own.keys() < published.keys() or own.keys() == published.keys()
+    for name, value in own.items():
+        assert value.dtype == torch.float32 and torch.equal(value, published[name])
