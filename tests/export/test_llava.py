@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from beni.cli.main import main
 from beni.data.images import load_image
+from beni.data.padded import shown
 from beni.errors import ConfigError, ExportError, NotWritten
 from beni.eval.saved import load_saved
 from beni.export import export as exporting
@@ -102,7 +103,7 @@ def test_computes_the_same(case: str, tmp_path: Path) -> None:
         prompt = torch.where(
             batch["input_ids"] == built.composer.image_token, processor.image_token_id, batch["input_ids"]
         )
-        pixels = {"pixel_values": batch["pixel_values"][batch["image_index"][0]]} if sample.images else {}
+        pixels = {"pixel_values": batch["pixel_values"][shown(batch, 0)]} if sample.images else {}
         found = native.generate(prompt, **pixels, do_sample=False, min_new_tokens=NEW, max_new_tokens=NEW)
         assert found[0, prompt.shape[1] :].tolist() == wanted, sample.id
 

@@ -109,7 +109,7 @@ def test_a_batch_without_images(built: Built) -> None:
 
 def test_images_without_their_places_are_refused(built: Built) -> None:
     batch = inputs(built, CONVERSATIONS[:1])
-    for name in ("image_sizes", "image_index", "image_at"):
+    for name in ("image_sizes", "image_ids", "image_starts"):
         with pytest.raises(DataError, match=rf"{name}.*processor"):
             generate(built, {key: value for key, value in batch.items() if key != name})
 
@@ -119,7 +119,9 @@ def test_images_and_places_must_agree(built_by: Any) -> None:
     batch = inputs(built, CONVERSATIONS[:1])
     places = int((batch["input_ids"] == built.composer.image_token).sum())
     with pytest.raises(DataError, match=rf"{places} places .* images give 0"):
-        generate(built, batch | {"image_index": torch.tensor([[-1]])})
+        generate(built, batch | {"image_starts": torch.zeros_like(batch["image_starts"])})
+    with pytest.raises(DataError, match=r"row 0 .* not among its pixel_values"):
+        generate(built, batch | {"image_ids": batch["image_ids"] + 1})
     text = torch.ones_like(batch["input_ids"])
     with pytest.raises(DataError, match=rf"0 places .* images give {places}"):
         generate(built, batch | {"input_ids": text})

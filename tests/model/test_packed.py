@@ -119,7 +119,7 @@ def test_siblings_do_not_matter(precise: Built) -> None:
 
 def test_text_before_an_image_does_not_see_it(built: Built) -> None:
     batch = inputs(built, (CONVERSATIONS[5],))
-    begin = int(batch["image_at"][0, 1])  # of the second image
+    begin = int(batch["image_starts"][0].nonzero()[1])  # of the second image
     crops = distinct_crops(built, (talk("second", (0,), images=(E,)),))
     changed = change_images(batch, lambda pixels: torch.cat([pixels[:-crops], pixels[-crops:] + 1.0]))
     with torch.no_grad():

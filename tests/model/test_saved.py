@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
 import beni_plugins
 from beni.data.batch import pack
 from beni.data.images import load_image
+from beni.errors import ConfigError
+from beni.eval.saved import load_saved
 from beni.model.build import Built
 from beni.model.config import BeniConfig
 from beni.model.processing import BeniProcessor
@@ -79,7 +83,7 @@ def test_the_processor_tokenizes_as_training_did(saved: tuple[Built, Path]) -> N
     content: list[dict[str, Any]] = []
     for part in sample.turns[0].content:
         if isinstance(part, int):
-            content.append({"type": "image", "image": load_image(sample.images[part])})
+            content.append({"type": "image", "image": sample.images[part].data})
         else:
             content.append({"type": "text", "text": part})
     batch = processor.apply_chat_template(
@@ -124,6 +128,15 @@ def test_tied_embeddings_stay_one_tensor(tied: bool, tmp_path: Path) -> None:
 def test_loading_reports_nothing_missing(saved: tuple[Built, Path]) -> None:
     _, info = AutoModelForImageTextToText.from_pretrained(saved[1], output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+
+
+def test_weights_that_a_part_lacks_are_told_and_not_drawn(saved: tuple[Built, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(saved[1], tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    lost = next(name for name in sorted(state) if name.startswith("connector."))
+    save_file({name: tensor for name, tensor in state.items() if name != lost}, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=rf"--model .*weights lack 1 tensors, the first is '{lost}'"):
+        load_saved(str(folder), torch.device("cpu"))
 
 
 def test_loaded_in_half_precision(saved: tuple[Built, Path]) -> None:

@@ -1,6 +1,7 @@
 """Documents to a padded batch, for generation: the only place where rows have padding."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from beni.data.batch import Pictures, distinct, dummy_document
 from beni.data.document import Document
+from beni.sample import ImageRef
 
 
 def pad(documents: Sequence[Document], pictures: Pictures, pad_id: int) -> dict[str, Any]:
@@ -16,6 +18,9 @@ def pad(documents: Sequence[Document], pictures: Pictures, pad_id: int) -> dict[
     Rows are padded on the left, where generation needs it. Every distinct image is loaded and encoded once, however
     many rows show it. A batch without images carries a blank one that nobody sees, so that all processes run the same
     modules.
+
+    Rows name their images (`image_starts`), they do not count them: batches of one length can be concatenated, tensor
+    by tensor, and shorter ones padded with zeros on the left, as transformers' pipelines do.
 
     Raises:
         ImageError: an image cannot be read.
@@ -26,14 +31,11 @@ def pad(documents: Sequence[Document], pictures: Pictures, pad_id: int) -> dict[
     for row, document in enumerate(documents):
         ids[row, length - len(document) :] = document.ids
         mask[row, length - len(document) :] = 1
-    images = distinct([image for document in documents for image in document.images])
-    number = {image.ref.key: index for index, image in enumerate(images)}
-    most = max(1, *(len(document.images) for document in documents))
-    index, at = np.full((len(documents), most), -1), np.zeros((len(documents), most), dtype=np.int64)
+    starts = np.zeros_like(ids)
     for row, document in enumerate(documents):
-        for column, image in enumerate(document.images):
-            index[row, column] = number[image.ref.key]
-            at[row, column] = image.at + length - len(document)
+        for image in document.images:
+            starts[row, image.at + length - len(document)] = image_id(image.ref)
+    images = distinct([image for document in documents for image in document.images])
     images = images or list(dummy_document(pictures.composer).images)
     for image in images:
         pictures.load(image)
@@ -43,6 +45,18 @@ def pad(documents: Sequence[Document], pictures: Pictures, pad_id: int) -> dict[
         "attention_mask": torch.from_numpy(mask),
         "pixel_values": pixels if len(pixels) > 1 else next(iter(pixels.values())),
         "image_sizes": torch.tensor([image.layout.size for image in images]),
-        "image_index": torch.from_numpy(index),
-        "image_at": torch.from_numpy(at),
+        "image_ids": torch.tensor([image_id(image.ref) for image in images]),
+        "image_starts": torch.from_numpy(starts),
     }
+
+
+def image_id(ref: ImageRef) -> int:
+    """A number that is the same for references to the same image, and for no other; never 0."""
+    key = ref.key if isinstance(ref.key, bytes) else ref.key.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1 or 1
+
+
+def shown(inputs: Mapping[str, Any], row: int) -> list[int]:
+    """Which of a padded batch's distinct images a row shows, in reading order."""
+    number = {image: index for index, image in enumerate(inputs["image_ids"].tolist())}
+    return [number[image] for image in inputs["image_starts"][row].tolist() if image]

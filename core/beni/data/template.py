@@ -132,6 +132,16 @@ class Template:
             )
         return tuple(pieces)
 
+    def continued(self, turns: tuple[Turn, ...]) -> tuple[Piece, ...]:
+        """Token pieces of a conversation whose last answer has begun and is to go on, without what would end it.
+
+        Raises:
+            DataError, ConfigError: as `encode`.
+        """
+        prompt = self.encode(turns, prompt_only=True)
+        text, said = self._render_spans(turns)[-1][1], self._content(turns[-1]).strip()
+        return (*prompt, Piece(self._tokenize(text[: text.find(said) + len(said)])))
+
     def _text(self, turns: Sequence[Turn], labelled: bool) -> tuple[Piece, ...]:
         if len(turns) > 1:
             raise DataError("raw text is one turn, this has more behind it")

@@ -11,7 +11,7 @@ from PIL import Image
 from beni.data.batch import Pictures
 from beni.data.document import Composer
 from beni.data.images import load_image
-from beni.data.padded import pad
+from beni.data.padded import pad, shown
 from beni.sample import ImageRef, Sample, Turn
 from beni.types import EncoderSpec, Size
 
@@ -51,7 +51,7 @@ def pixel_differences(processor: Any, composer: Composer) -> Iterator[float]:
     for probe in probes(composer):
         if probe.sample.images:
             inputs = probe.inputs(composer)
-            wanted = inputs["pixel_values"][inputs["image_index"][0]]
+            wanted = inputs["pixel_values"][shown(inputs, 0)]
             images = [load_image(ref) for ref in probe.sample.images]
             found = processor.image_processor(images, return_tensors="pt")["pixel_values"]
             yield float(((found - wanted) * std).abs().mean())

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from beni.data.document import Composer
 from beni.data.images import load_image
+from beni.data.padded import shown
 from beni.errors import ExportError
 from beni.export.foreign import foreign
 from beni.export.probes import Probe, pixel_differences, probes
@@ -78,7 +79,7 @@ def _ask(pair: Pair, probe: Probe) -> float:
     inputs = probe.inputs(pair.composer)
     ids = inputs["input_ids"]
     prompt = torch.where(ids == pair.composer.image_token, pair.processor.image_token_id, ids)
-    pixels = {"pixel_values": inputs["pixel_values"][inputs["image_index"][0]]} if probe.sample.images else {}
+    pixels = {"pixel_values": inputs["pixel_values"][shown(inputs, 0)]} if probe.sample.images else {}
     if not probe.answered:
         _check_tokens(prompt, pair.processor, probe.sample)
     wanted = pair.model(**inputs).logits

@@ -47,8 +47,8 @@ def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
     return found[0]
 
 
-def attach(llm: PreTrainedModel, inserts: Mapping[int, Insert]) -> None:
-    """Run a fusion's blocks before or after decoder layers.
+def attach(llm: PreTrainedModel, inserts: Mapping[int, Insert]) -> dict[int, nn.Module]:
+    """Run a fusion's blocks before or after decoder layers; returns these layers.
 
     The layer's class is swapped for a subclass that calls the block; the block itself stays a child of the fusion, so
     no parameter is renamed and none is owned twice. The context travels as the keyword argument `fusion`.
@@ -65,6 +65,17 @@ def attach(llm: PreTrainedModel, inserts: Mapping[int, Insert]) -> None:
         layer = layers[index]
         layer.__dict__["fusion_insert"] = insert  # not registered: the fusion owns the block
         layer.__class__ = _with_insert(type(layer))  # type: ignore[arg-type]
+    return {index: layers[index] for index in inserts}
+
+
+def relink(layers: Mapping[int, nn.Module], inserts: Mapping[int, Insert]) -> None:
+    """Let decoder layers that blocks were attached to run others: a fusion may have been exchanged for a trained copy.
+
+    PEFT's `modules_to_save` does that; without this the copy would be saved, and the original computed with.
+    """
+    for index, layer in layers.items():
+        if layer.__dict__["fusion_insert"].block is not inserts[index].block:
+            layer.__dict__["fusion_insert"] = inserts[index]
 
 
 @cache

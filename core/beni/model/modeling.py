@@ -4,8 +4,8 @@ Two ways in, one way through. Training calls `model(packed=batch)` with one pack
 else calls `model(input_ids, …)` or `model.generate(…)` with padded rows, as with any Hugging Face model.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
 from beni.data.batch import PackedBatch, Placement, VisualInput
 from beni.errors import DataError
@@ -36,12 +37,21 @@ from beni.interfaces import (
     load,
 )
 from beni.model.config import BeniConfig
-from beni.model.llm import NewTokens, attach, decoder_layers, use_packed_attention
+from beni.model.llm import NewTokens, attach, decoder_layers, relink, use_packed_attention
 from beni.model.loss import summed_cross_entropy
 from beni.model.placement import layouts_of, place_padded
 from beni.nn.norms import hold_batch_norms
 from beni.nn.plan import plan_cross
 from beni.types import EncoderSpec, VisualTokens, Windows
+
+CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
+"""What transformers calls a language model's cache; the former since 5.24."""
+Pixels = Tensor | Mapping[str, Tensor]
+"""Crops of images, for one encoder or by the keys of several."""
+DISTINCT = ("pixel_values", "image_sizes", "image_ids")
+"""Inputs about the distinct images of a batch, however many rows show them."""
+PICTURES = (*DISTINCT, "image_starts")
+"""Inputs about images."""
 
 
 @dataclass
@@ -54,8 +64,13 @@ class BeniOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: Any = None
+    cache: Any = None
     fusion_context: Any = None
+
+    @property
+    def past_key_values(self) -> Any:
+        """What transformers before 5.24 calls the cache."""
+        return self.cache
 
 
 class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -96,7 +111,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.level_connectors = nn.ModuleList(connect() for _ in range(visual.levels))
         self.fusion: Fusion = load("fusion", fusion)(fusion.config, sizes, visual)
         self.new_tokens = NewTokens(config.new_token_ids, config.predicted_tokens, sizes.width)
-        attach(self.llm, self.fusion.inserts())
+        self._inserted_into = attach(self.llm, self.fusion.inserts())
         self.llm.get_output_embeddings().register_forward_hook(self.new_tokens.extend_logits)
         self.generation_config = GenerationConfig(
             eos_token_id=config.stop_token_ids or None,
@@ -133,14 +148,15 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        pixel_values: Tensor | Mapping[str, Tensor] | None = None,
+        pixel_values: Pixels | Sequence[Pixels] | None = None,
         image_sizes: Tensor | None = None,
-        image_index: Tensor | None = None,
-        image_at: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        image_starts: Tensor | None = None,
         fusion_context: FusionContext | None = None,
         packed: PackedBatch | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Any = None,
         **kwargs: Any,
     ) -> BeniOutput:
         """Compute logits, and a loss where there are labels.
@@ -148,13 +164,14 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: [B, T] tokens, `image_token_id` where visual tokens go; padded on the left for generation.
             attention_mask: [B, T] 0 on padding.
-            position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as in any causal LM; so is `cache`
-                among the others, which transformers 5.24 passes for past_key_values.
+            position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as in any causal LM; `cache` is
+                what transformers 5.24 passes for past_key_values.
             labels: [B, T] aligned with `input_ids`, -100 where there is none.
-            pixel_values: [C, 3, h, w] crops of the batch's distinct images (several encoders: a dict by key).
+            pixel_values: [C, 3, h, w] crops of the batch's distinct images (several encoders: a dict by key); or
+                several of these, one behind the other.
             image_sizes: [U, 2] width and height of the distinct images.
-            image_index: [B, J] which distinct image each row shows, -1 for none.
-            image_at: [B, J] where in the row each image's text form starts.
+            image_ids: [U] a name of each, a number.
+            image_starts: [B, S] the name of the image whose text form starts there, 0 elsewhere; S <= T.
             fusion_context: of the previous decoding step.
             packed: one packed row instead of all of the above (training).
 
@@ -162,21 +179,22 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             PluginError: a connector returned another number of tokens than it declared.
             DataError: images without their sizes and places, or more or fewer places than visual tokens.
         """
+        if self._inserted_into:
+            relink(self._inserted_into, self.fusion.inserts())
         if packed is not None:
             return BeniOutput(loss=self.packed_loss(packed, self.see(packed.visual)))
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.new_tokens.embed(input_ids, self.get_input_embeddings())
         if pixel_values is not None:
-            if input_ids is None or image_sizes is None or image_index is None or image_at is None:
+            if input_ids is None or image_sizes is None or image_ids is None or image_starts is None:
                 raise DataError(
-                    "pixel_values need input_ids, image_sizes, image_index and image_at beside them: the processor of "
-                    "the model's folder makes all of them"
+                    "pixel_values need input_ids, image_sizes, image_ids and image_starts beside them: the processor "
+                    "of the model's folder makes all of them"
                 )
-            pixels = pixel_values if isinstance(pixel_values, Mapping) else {next(iter(self.encoders)): pixel_values}
-            visual = self.see(VisualInput(pixels, layouts_of(image_sizes, self.config)))
+            visual = self.see(VisualInput(self._pixels(pixel_values), layouts_of(image_sizes, self.config)))
             placement = place_padded(
-                input_ids, image_index, image_at, visual, self.config.image_token_id, self.fusion.config.reads
+                input_ids, image_ids, image_starts, visual, self.config.image_token_id, self.fusion.config.reads
             ).to(inputs_embeds.device)
             inputs_embeds = self._fuse(inputs_embeds.flatten(0, 1), visual, placement).view_as(inputs_embeds)
             fusion_context = self._context(visual, placement)
@@ -184,9 +202,9 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             fusion_context = fusion_context.step(inputs_embeds.shape[1])
         elif self.fusion.config.uses_context:
             fusion_context = self._empty_context(inputs_embeds)
-        cached = {} if past_key_values is None else {"past_key_values": past_key_values}
-        starts = past_key_values is None and kwargs.get("cache") is None
-        if position_ids is None and attention_mask is not None and starts:
+        cached = {"cache": cache, "past_key_values": past_key_values}
+        cached = {name: given for name, given in cached.items() if given is not None}
+        if position_ids is None and attention_mask is not None and not cached:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         extra = {} if fusion_context is None else {"fusion": fusion_context}
         out = self.llm(
@@ -204,7 +222,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             targets = labels[:, 1:].flatten()
             keep = targets != -100
             loss = summed_cross_entropy(out.logits[:, :-1].flatten(0, 1)[keep], targets[keep]) / keep.sum().clamp(min=1)
-        return BeniOutput(loss, out.logits, out.past_key_values, fusion_context)
+        return BeniOutput(loss, out.logits, getattr(out, CACHE, None), fusion_context)
 
     def see(self, visual: VisualInput) -> VisualTokens:
         """Encode and connect the distinct images of a batch; what has been encoded before is only connected."""
@@ -218,9 +236,18 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         return replace(last, levels=tuple(level.tokens_VD for level in levels))
 
-    def connectors(self) -> list[Connector]:
-        """The connector, and those of the encoders' earlier layers, if the fusion wants these by themselves."""
+    def connectors(self) -> list[nn.Module]:
+        """The connector, and those of the encoders' earlier layers, if the fusion wants these by themselves.
+
+        PEFT may have wrapped them.
+        """
         return [self.connector, *self.level_connectors]
+
+    def _pixels(self, given: "Pixels | Sequence[Pixels]") -> dict[str, Tensor]:
+        """Crops by encoder, however they come."""
+        several = [given] if isinstance(given, (Tensor, Mapping)) else given
+        named = [each if isinstance(each, Mapping) else {next(iter(self.encoders)): each} for each in several]
+        return {key: torch.cat([each[key] for each in named]) if len(named) > 1 else named[0][key] for key in named[0]}
 
     def _encoder(self, key: str) -> VisionEncoder:
         return self.encoders[key]  # type: ignore[return-value]
@@ -278,13 +305,25 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # ------------------------------------------------------------------------------------------------- generation
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Images go in with the prompt; later steps carry the fusion context instead."""
-        if not kwargs.get("is_first_iteration", False):
-            for name in ("pixel_values", "image_sizes", "image_index", "image_at"):
-                if kwargs.get("use_cache", True):
-                    kwargs.pop(name, None)
-        else:
+        """Images go in with the prompt; later steps carry the fusion context instead.
+
+        Raises:
+            DataError: generation is to begin behind a cache that does not hold what this model needs of its images.
+        """
+        for name in ("tokenizer", "assistant_tokenizer"):  # transformers hands on what only its stopping criteria need
+            kwargs.pop(name, None)
+        if kwargs.get("is_first_iteration", False):
             kwargs.pop("fusion_context", None)
+            before = kwargs.get("cache", kwargs.get("past_key_values"))
+            seen = 0 if before is None else int(before.get_seq_length())
+            if seen and (kwargs.get("pixel_values") is not None or self.fusion.config.uses_context):
+                raise DataError(
+                    f"the cache that generate was given holds {seen} tokens, and nothing of their images: give the "
+                    f"whole conversation with its images and without a cache"
+                )
+        elif kwargs.get("use_cache", True):
+            for name in PICTURES:
+                kwargs.pop(name, None)
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
     def _update_model_kwargs_for_generation(
@@ -298,7 +337,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Beams repeat rows; the distinct images stay, rows point at them."""
-        images = {name: kwargs.pop(name) for name in ("pixel_values", "image_sizes") if name in kwargs}
+        images = {name: kwargs.pop(name) for name in DISTINCT if name in kwargs}
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, kwargs | images
 
@@ -315,3 +354,4 @@ def visual_spec(
 AutoConfig.register(BeniConfig.model_type, BeniConfig)
 AutoModel.register(BeniConfig, BeniForConditionalGeneration)
 AutoModelForImageTextToText.register(BeniConfig, BeniForConditionalGeneration)
+AutoModelForMultimodalLM.register(BeniConfig, BeniForConditionalGeneration)

@@ -35,7 +35,7 @@ def blocks_of(model: BeniForConditionalGeneration, part: str) -> list[nn.Module]
     if kind == "encoder":
         return list(model.encoders[key].blocks())  # type: ignore[operator]
     if kind == "connector":
-        stacks: list[Sequence[nn.Module]] = [connector.blocks() for connector in model.connectors()]
+        stacks: list[Sequence[nn.Module]] = [each.blocks() for each in model.connectors()]  # type: ignore[operator]
         return [nn.ModuleList(layers) for layers in zip(*stacks, strict=True)]
     return []
 

@@ -21,8 +21,8 @@ def layouts_of(image_sizes: Tensor, config: BeniConfig) -> list[ImageLayout]:
 
 def place_padded(
     input_ids: Tensor,
-    image_index: Tensor,
-    image_at: Tensor,
+    image_ids: Tensor,
+    image_starts: Tensor,
     visual: VisualTokens,
     image_token: int,
     reads: Reads,
@@ -31,21 +31,24 @@ def place_padded(
 
     Args:
         input_ids: [B, T] with `image_token` where visual tokens go.
-        image_index: [B, J] which distinct image each row shows, -1 for none.
-        image_at: [B, J] where in its row an image's text form starts.
+        image_ids: [U] names of the distinct images.
+        image_starts: [B, S] the name of the image whose text form starts there, 0 elsewhere; S <= T.
         visual: tokens of the distinct images.
         image_token: the placeholder's id.
         reads: which images a text position reads in the visual memory.
 
     Raises:
-        DataError: placeholders and visual tokens differ in number.
+        DataError: placeholders and visual tokens differ in number, or a row shows an image that is not there.
     """
     rows, length = input_ids.shape
     starts = memory_starts(visual.counts)
-    shown = [
-        [(row * length + at, index) for index, at in zip(indices, ats, strict=True) if index >= 0]
-        for row, (indices, ats) in enumerate(zip(image_index.tolist(), image_at.tolist(), strict=True))
-    ]
+    number = {image: index for index, image in enumerate(image_ids.tolist())}
+    shown: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
+    for row, start in image_starts.nonzero().tolist():
+        index = number.get(int(image_starts[row, start]))
+        if index is None:
+            raise DataError(f"row {row} of the batch shows an image that is not among its pixel_values")
+        shown[row].append((row * length + start, index))
     at = (input_ids.flatten() == image_token).nonzero()[:, 0].cpu().numpy()
     source = [np.arange(starts[i], starts[i + 1]) for row in shown for _, i in row]
     if reads != "nothing" and not len(at):

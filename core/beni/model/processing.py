@@ -1,24 +1,31 @@
 """Text and images to model inputs, for a saved model: what `AutoProcessor` loads."""
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from beni.data.batch import Pictures
-from beni.data.document import Composer
+from beni.data.document import Composer, Document
 from beni.data.padded import pad
-from beni.data.template import Piece
+from beni.data.template import Piece, Template
 from beni.errors import DataError
 from beni.model.build import composer_of
+from beni.model.chats import Message, conversation, flat, picture_ref, spelled
 from beni.model.config import BeniConfig
-from beni.sample import IMAGE_MARK, ImageRef, Sample, Turn, image_ref, split_marks
-from beni.types import Size
+from beni.sample import IMAGE_MARK, Sample, Turn, split_marks
 
-Picture = Image.Image | str | Path
+LOADING = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+"""Arguments of `from_pretrained` that say where files are."""
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "return_tensors": ("pt",),
+    "padding": (True, False, "longest"),
+    "padding_side": ("left",),
+    "add_special_tokens": (False,),
+    "truncation": (False,),
+}
+"""Options of processors elsewhere, and the values of each that say what is done here anyway. None does, too."""
 
 
 class BeniProcessor(ProcessorMixin):
@@ -35,44 +42,56 @@ class BeniProcessor(ProcessorMixin):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, composer: Composer) -> None:
         self.tokenizer = tokenizer
+        self.tokenizer.padding_side = "left"  # where generation needs it, also if somebody else pads
         self.composer = composer
         self.chat_template = composer.template.jinja
         self.image_token = IMAGE_MARK
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "BeniProcessor":
-        """Load from a saved model: its tokenizer, and its config for everything else."""
-        config = BeniConfig.from_pretrained(pretrained_model_name_or_path)
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path)
+        """Load from a saved model: its tokenizer, and its config for everything else.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or its id on the Hugging Face hub.
+            kwargs: `revision`, `token`, … as everywhere.
+        """
+        where = {name: kwargs[name] for name in LOADING if name in kwargs}
+        config = BeniConfig.from_pretrained(pretrained_model_name_or_path, **where)
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where)
         return cls(tokenizer, composer_of(config, tokenizer))
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Save the tokenizer; everything else is in the model's config."""
+        """Save the tokenizer; everything else is in the config of the model, which is saved to the same folder."""
         return list(self.tokenizer.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs))
 
-    def __call__(
-        self,
-        images: Picture | Sequence[Any] | None = None,
-        text: str | Sequence[str] | None = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
+    @property
+    def image_processor(self) -> "BeniProcessor":
+        """Itself: pipelines ask whoever prepares images how these are padded in a batch, and they are not."""
+        return self
+
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
         """Inputs of `generate`, rows padded on the left.
 
         Args:
-            images: one image, a flat list in the order of the marks, or a list per text.
+            images: one image (a `beni.model.chats.Picture`), a flat list in the order of the marks, or a list per text.
             text: one or several texts in which `<image>` stands for an image.
+            kwargs: of `OPTIONS`.
 
         Raises:
-            DataError: marks and images differ in number.
+            DataError: marks and images differ in number, there is nothing to read, or an option that would make other
+                inputs.
         """
+        _check_options(kwargs)
         texts = [text] if isinstance(text, str) else list(text or ())
-        flat = [_ref(image) for image in _flatten(images)]
+        if not texts:
+            raise DataError("the processor was given no text: with images alone, write <image> for each")
+        given = [picture_ref(image) for image in flat(images)]
         documents = []
         used = 0
         for number, content in enumerate(texts):
             parts = split_marks(content)
             marks = sum(isinstance(part, int) for part in parts)
-            refs = tuple(flat[used : used + marks])
+            refs = tuple(given[used : used + marks])
             used += marks
             if len(refs) != marks:
                 raise DataError(
@@ -83,76 +102,101 @@ class BeniProcessor(ProcessorMixin):
             ]
             sample = Sample(str(number), (Turn("user", parts),), refs)
             documents.append(self.composer.assemble(sample, pieces))
-        if used != len(flat):
-            raise DataError(f"the texts have {used} {IMAGE_MARK} marks, but there are {len(flat)} images")
-        pad_id = self.tokenizer.pad_token_id
-        return BatchFeature(pad(documents, Pictures(self.composer), pad_id if pad_id is not None else 0))
+        if used != len(given):
+            raise DataError(f"the texts have {used} {IMAGE_MARK} marks, but there are {len(given)} images")
+        return self._inputs(documents)
 
-    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """Render chats whose content is text or a list of {type: text | image}; with `tokenize=True` also process them.
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Message] | Sequence[Sequence[Message]],
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Render chats whose content is text or a list of entries; with `tokenize` make inputs of `generate`.
 
-        Images are taken from the entries of type image (`image`, `path` or `url`).
+        Tokens are those of training, also behind an answer. Images stand in entries of the type image (`image`, `path`,
+        `url` or `base64`) or image_url; an `<image>` in what people say is text.
+
+        Args:
+            conversation: a chat, or several.
+            chat_template: another template than the model's.
+            add_generation_prompt: end where the model has to answer.
+            continue_final_message: end inside the last answer, which the model has to go on with.
+            tokenize: return tokens and images instead of text.
+            return_dict: return all inputs, not `input_ids` alone.
+            processor_kwargs, kwargs: of `OPTIONS`.
+
+        Raises:
+            DataError: a chat that the template cannot render, content that is neither text nor image, or an option that
+                would make other inputs.
         """
-        several = isinstance(conversation[0], (list, tuple))
-        chats = conversation if several else [conversation]
-        images = [[i for message in chat for i in _images_of(message)] for chat in chats]
-        prompt = bool(kwargs.get("add_generation_prompt"))
-        texts = [
-            self.tokenizer.apply_chat_template(
-                [{"role": m["role"], "content": _text_of(m)} for m in chat],
-                chat_template=kwargs.get("chat_template") or self.chat_template,
-                tokenize=False,
-                add_generation_prompt=prompt,
-            )
-            for chat in chats
-        ]
-        if not kwargs.get("tokenize"):
+        _check_options({**(processor_kwargs or {}), **kwargs})
+        if add_generation_prompt and continue_final_message:
+            raise DataError("add_generation_prompt begins an answer, continue_final_message goes on with one: choose")
+        several = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        chats: Sequence[Any] = conversation if several else [conversation]
+        jinja = chat_template or self.chat_template
+        if not tokenize:
+            texts = [
+                self.tokenizer.apply_chat_template(
+                    spelled(chat),
+                    chat_template=jinja,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                )
+                for chat in chats
+            ]
             return texts if several else texts[0]
-        return self(images=images, text=texts)
-
-    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        return self.tokenizer.batch_decode(*args, **kwargs)
-
-    def decode(self, *args: Any, **kwargs: Any) -> str:
-        return self.tokenizer.decode(*args, **kwargs)
+        own = self.composer.template
+        template = Template(self.tokenizer, jinja, own.stop_ids) if chat_template else own
+        inputs = self._inputs(
+            [self._chat(template, chat, add_generation_prompt, continue_final_message) for chat in chats]
+        )
+        return inputs if return_dict else inputs["input_ids"]
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values", "image_sizes", "image_index", "image_at"]
+        return ["input_ids", "attention_mask", "pixel_values", "image_sizes", "image_ids", "image_starts"]
+
+    def _chat(self, template: Template, chat: Sequence[Message], ask: bool, go_on: bool) -> Document:
+        turns, images = conversation(chat)
+        if go_on:
+            pieces = template.continued(turns)
+        elif ask:
+            pieces = template.encode((*turns, Turn("assistant", ("",))), prompt_only=True)
+        elif turns and turns[-1].role != "assistant":
+            raise DataError("the chat ends without an answer: with add_generation_prompt=True the model gives one")
+        else:
+            pieces = template.encode(turns)
+        return self.composer.assemble(Sample("chat", turns, images), pieces)
+
+    def _inputs(self, documents: Sequence[Document]) -> BatchFeature:
+        pad_id = self.tokenizer.pad_token_id
+        return BatchFeature(pad(documents, Pictures(self.composer), pad_id if pad_id is not None else 0))
 
     def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _flatten(images: Any) -> list[Picture]:
-    if images is None:
-        return []
-    if isinstance(images, (Image.Image, str, Path)):
-        return [images]
-    return [picture for image in images for picture in _flatten(image)]
+def _check_options(given: dict[str, Any]) -> None:
+    """Refuse what would be ignored.
 
-
-def _ref(image: Picture) -> ImageRef:
-    if isinstance(image, Image.Image):
-        file = io.BytesIO()
-        image.save(file, "tiff")  # uncompressed, any mode
-        return ImageRef(data=file.getvalue(), size=Size(*image.size))
-    return image_ref(str(image))
-
-
-def _text_of(message: Mapping[str, Any]) -> str:
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(IMAGE_MARK if part["type"] == "image" else str(part.get("text", "")) for part in content)
-
-
-def _images_of(message: Mapping[str, Any]) -> list[Picture]:
-    content = message["content"]
-    if isinstance(content, str):
-        return []
-    found = [p.get("image") or p.get("path") or p.get("url") for p in content if p["type"] == "image"]
-    return [image for image in found if image is not None]
+    Raises:
+        DataError: names the option.
+    """
+    for name, value in given.items():
+        if value is not None and value not in OPTIONS.get(name, ()):
+            raise DataError(
+                f"the processor cannot do {name}={value!r}: rows are whole, padded on the left to the longest, and "
+                f"torch tensors; it takes images and text"
+            )
 
 
 AutoProcessor.register(BeniConfig, BeniProcessor)

@@ -103,7 +103,7 @@ class FusionConformance(ModelConformance):
         """Behind an image; in front of it nothing is known of it."""
         built = self.built()
         batch = inputs(built, (CONVERSATIONS[5],))
-        begin = int(batch["image_at"][0, 1])  # of the second image
+        begin = int(batch["image_starts"][0].nonzero()[1])  # of the second image
         crops = len(built.composer.layout(E).crops["main"])
         changed = dict(batch, pixel_values=batch["pixel_values"].clone())
         changed["pixel_values"][-crops:] += 1.0

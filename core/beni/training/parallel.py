@@ -92,7 +92,7 @@ def units(model: BeniForConditionalGeneration) -> Iterator[nn.Module]:
     for encoder in model.encoders.values():
         yield from once(*encoder.blocks(), encoder)  # type: ignore[operator]
     for connector in model.connectors():
-        yield from once(*connector.blocks(), connector)
+        yield from once(*connector.blocks(), connector)  # type: ignore[operator]
     yield from once(*model.fusion.blocks())
     yield from once(*decoder_layers(model.llm))
     yield from once(model)
