@@ -23,6 +23,7 @@ from pydantic_core import core_schema
 
 from beni.errors import BeniError, ConfigError, PluginError
 from beni.options import BatchConfig, DataConfig, OptimConfig, PeftOptions, RunOptions
+from beni.origin import Origin
 from beni.registry import Plugin, available, find, is_path, unfinished
 
 ConfigT = TypeVar("ConfigT")
@@ -63,8 +64,7 @@ class Part:
 
         A part it holds is a table in it.
         """
-        origin = {"class": self.plugin.target, "distribution": self.plugin.distribution, "version": self.plugin.version}
-        return {"name": self.plugin.reference, **to_dict(self.config), "origin": origin}
+        return {"name": self.plugin.reference, **to_dict(self.config), "origin": Origin.of(self.plugin).to_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +143,26 @@ def _is_model(reference: str) -> bool:
 def part_from_dict(kind: str, table: Any) -> Part:
     """The inverse of `Part.to_dict`; resolves the name again on this machine.
 
+    Warns, with `OtherRelease`, where it is found in another release of its package than it was saved with.
+
     Raises:
         ConfigError: not a table, or one without a name.
-        PluginError: the part is not installed here.
+        PluginError: the part is not installed here; says which package it came with.
     """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{kind} {table!r} is not a table: it needs one of its own, with name = …")
     options = {key: value for key, value in table.items() if key not in ("name", "origin")}
     if not isinstance(table.get("name"), str):
         raise ConfigError(f"the table of the {kind} has no 'name': it must say which part to use")
-    return choose(kind, table["name"], options)
+    origin = Origin.read(table.get("origin"))
+    if origin is None:
+        return choose(kind, table["name"], options)
+    try:
+        part = choose(kind, table["name"], options)
+    except PluginError as error:
+        raise origin.explain(kind, table["name"], error) from error
+    origin.compare(part.plugin)
+    return part
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -23,6 +23,10 @@ class PluginError(BeniError):
     """A part that is unknown, ambiguous, broken, or written for another plugin interface."""
 
 
+class OtherRelease(UserWarning):
+    """A part of something saved is there, in another release of its package than it was saved with."""
+
+
 class IncompatiblePartsError(BeniError):
     """Parts that cannot work together; raised before anything is allocated."""
 

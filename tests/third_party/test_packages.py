@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,14 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Sites:
 
 
 @pytest.fixture(scope="module")
-def called(sites: Sites, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Called]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of `called` are."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def called(sites: Sites, runs: Path) -> Callable[[str], Called]:
     """What commands do where all three are installed."""
-    runs = tmp_path_factory.mktemp("runs")
     commands = {
         "list": ["plugins"],
         "verify": ["plugins", "--verify"],
@@ -105,6 +111,55 @@ def test_trains_saves_and_reloads_in_a_new_process(sites: Sites, tmp_path: Path)
     again = json.loads(run([sys.executable, str(ROOT / "experiments" / "evaluate.py"), *judged], site))
     assert again["items"] == sum(part["items"] for part in result["evaluations"].values())
     assert again["accuracy"] == result["accuracy"]
+
+
+LOAD = """
+import json, sys, warnings
+import beni
+from transformers import AutoModelForImageTextToText, AutoProcessor, logging
+logging.disable_progress_bar()
+def told(auto, folder):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            auto.from_pretrained(folder)
+        except beni.BeniError as error:
+            return [type(error).__name__, str(error)]
+    return sorted({f"{type(w.message).__name__}: {w.message}" for w in caught if "strips" in str(w.message)})
+folder, site = sys.argv[1:]
+lines = [told(AutoModelForImageTextToText, folder), told(AutoProcessor, folder)]
+sys.path.insert(0, site)
+print(json.dumps([*lines, told(AutoModelForImageTextToText, folder)]))
+"""
+
+
+def test_a_saved_model_says_which_package_it_lacks(
+    called: Callable[[str], Called], runs: Path, sites: Sites, tmp_path: Path
+) -> None:
+    """And where another release of it is installed, in which the class has moved, that it may be another part."""
+    assert called("ours").code == 0
+    site = shutil.copytree(sites["good"], tmp_path / "site")
+    (site / "strip_parts" / "moved.py").write_text("from strip_parts import Strips as Strips\n")
+    [metadata], [entries] = site.glob("strip*/METADATA"), site.glob("strip*/entry_points.txt")
+    metadata.write_text(metadata.read_text().replace("Version: 0.3", "Version: 0.4"))
+    entries.write_text(entries.read_text().replace("strip_parts:", "strip_parts.moved:"))
+    out = run([sys.executable, "-c", LOAD, str(runs / "ours" / "model"), str(site)])
+    model, processor, moved = json.loads(out.splitlines()[-1])
+    assert (
+        model
+        == processor
+        == [
+            "PluginError",
+            "connector 'strips' comes with the package strip-parts, which is not installed here: it was saved with "
+            "strip-parts 0.3 (entry point 'strips' of beni.connectors, class strip_parts:Strips); install it with pip "
+            "install 'strip-parts==0.3', or get it from whoever saved this",
+        ]
+    )
+    assert moved == [
+        "OtherRelease: connector 'strips' was saved with strip-parts 0.3 (strip_parts:Strips), and is taken from "
+        "strip-parts 0.4 (strip_parts.moved:Strips): it may compute something else; pip install 'strip-parts==0.3' "
+        "brings back what it was"
+    ]
 
 
 def test_its_own_tests_pass(sites: Sites) -> None:
