@@ -37,12 +37,12 @@ def write_report(
     parameters = result.get("parameters") or {}
     parts = parts_of(config, parameters.get("per_part") or {})
     cards = [_card(sample, prediction) for sample, prediction in shown]
-    rows = _score_rows(result.get("evaluations") or {})
+    rows = score_rows(result.get("evaluations") or {})
     problems = [*(result.get("unusable") or ()), *(result.get("skipped") or ())]
     values = {
         "result": result,
         "parameters": parameters,
-        "title": _title(config),
+        "title": title_of(config),
         "parts": parts,
         "items": sum(row.items for row in rows if not row.tag),
         "rows": rows,
@@ -72,7 +72,8 @@ class ScoreRow:
     high: float
 
 
-def _score_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[ScoreRow]:
+def score_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[ScoreRow]:
+    """A row for each dataset of a result's `evaluations`, followed by those of its tags."""
     rows = []
     for name, seen in evaluations.items():
         blind = seen.get("blind") or {}
@@ -130,7 +131,7 @@ def _card(sample: Sample, prediction: Prediction) -> Card:
     return Card(sample, prediction, tuple(map(drawn, sample.images)))
 
 
-def _title(config: Mapping[str, Any]) -> str:
+def title_of(config: Mapping[str, Any]) -> str:
     """Encoders × connector × fusion × LLM."""
     by_kind: dict[str, list[str]] = {}
     for part in parts_of(config, {}):

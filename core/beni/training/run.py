@@ -129,6 +129,7 @@ def _trained(run: Run, resumed_from: Path | None, tracker: Tracker, started: flo
         "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
         "feature_cache": run.cached and run.cached.summary(),
         "processes": procs.world,
+        "dtype": str(procs.dtype).removeprefix("torch."),
         "wall_s": time.perf_counter() - started,
     }
     procs.doing("writing the report")
@@ -139,6 +140,7 @@ def _trained(run: Run, resumed_from: Path | None, tracker: Tracker, started: flo
         with room(run.folder):
             write_answers(run.folder / "predictions.jsonl", answers(judged.items, judged.seeing, judged.blind))
             report.write_report(run.folder / "report.html", result, lines, shown, config.to_dict())
+            report.write_card(run.folder / "model" / "README.md", result, _recorded(run))
             write_json(run.folder / "result.json", result)  # the last: a folder with a result is whole
     return result
 
@@ -157,7 +159,7 @@ def _fit(run: Run, resumed_from: Path | None, tracker: Tracker) -> Fitted:
     began = position
     callbacks = Callbacks(run, start, facts, position, tracker)
     if procs.is_main:
-        _record(run)
+        write_json(run.folder / "config.json", _recorded(run))
     workers: list[BaseProcess] = []
     steps = batches(
         run.feed,
@@ -261,13 +263,12 @@ def _print_sources(run: Run) -> None:
         print(f"data {spec}: {samples}, template {template}, loss weight {first.loss_weight:g}")
 
 
-def _record(run: Run) -> None:
-    """Write `config.json`: every option, and what happened to parts."""
+def _recorded(run: Run) -> dict[str, Any]:
+    """What `config.json` holds: every option, and what happened to parts."""
     loaded = {part: asdict(origin) for part, origin in run.built.loaded.items()}
     adapted = {adapters.part: adapters.paths for adapters in run.adapters}
     quantized = {run.quantized.part: asdict(run.quantized)} if run.quantized else {}
-    happened = {"loaded": loaded, "adapted": adapted, "quantized": quantized}
-    write_json(run.folder / "config.json", run.config.to_dict() | happened)
+    return run.config.to_dict() | {"loaded": loaded, "adapted": adapted, "quantized": quantized}
 
 
 def _facts(run: Run, frozen: int) -> Facts:
@@ -294,6 +295,7 @@ def _parameters(table: Sequence[freeze.FreezeRow]) -> dict[str, Any]:
         "total": sum(row.parameters for row in table),
         "trainable": sum(row.trained for row in table),
         "per_part": {row.part: row.parameters for row in table},
+        "trained_per_part": {row.part: row.trained for row in table},
     }
 
 
