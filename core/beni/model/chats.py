@@ -116,9 +116,11 @@ def _source(entry: Mapping[str, Any], bare: bool) -> Any:
         where = entry["image_url"]
         return where["url"] if isinstance(where, Mapping) else where
     given = next((name for name in SOURCES if entry.get(name) is not None), None)
-    if given is None and not bare:
+    if given is not None:
+        return _decoded(entry[given]) if given == "base64" else entry[given]
+    if not bare:
         raise DataError(f"an entry of the type image has none: it wants one of {', '.join(SOURCES)}")
-    return _decoded(entry[given]) if given == "base64" else given and entry[given]
+    return None
 
 
 def _decoded(text: str) -> bytes:
