@@ -114,7 +114,7 @@ def _shared_out(
     own = list(work[processes.rank :: processes.world])
     own += work[: -(-len(work) // processes.world) - len(own)]  # done twice it is the same
     said: dict[int, Said] = {}
-    for each in tqdm(own, desc=label, unit="batch", disable=not processes.is_main, leave=False):
+    for each in tqdm(own, desc=label, unit="batch", disable=not (own and processes.is_main), leave=False):
         said |= do(each)
     return {number: answer for share in processes.gather(said) for number, answer in share.items()}
 
