@@ -3,14 +3,17 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from beni.config import RunOptions
 from beni.data.batch import Pictures
+from beni.data.images import mean_colour
 from beni.errors import DataError
 from beni.eval import choice
 from beni.eval.choice import Offered, log_likelihoods, offered, rows
@@ -123,6 +126,33 @@ def test_two_processes_answer_as_one_and_what_cannot_be_read_is_wrong(tmp_path: 
     assert len(found) == len(mixed())
     assert [n for n, line in enumerate(found) if line["error"]] == [5, len(found) - 1]
     assert all(line["score"] == 0 and "nowhere.png" in line["error"] for line in found if line["error"])
+
+
+@pytest.mark.parametrize("parts", FUSIONS)
+def test_blind_is_every_image_blanked_and_encoded_once_for_each_size(parts: str) -> None:
+    built, samples = made(parts), [sample for sample in ITEMS if sample.images]
+    grey = Image.new("RGB", SIZE, mean_colour(next(iter(built.composer.encoders.values()))))
+    file = BytesIO()
+    grey.save(file, "png")
+    blank = ImageRef(data=file.getvalue(), size=SIZE)
+    blanks = [replace(sample, images=(blank,) * len(sample.images)) for sample in samples]
+    with processes(RunOptions(device="cpu")) as procs:
+        found = judge(built.model, built.composer, samples, procs, max_new_tokens=4, blind=True)
+        wanted = [judge(built.model, built.composer, [each], procs, max_new_tokens=4)[0] for each in blanks]
+        sighted = judge(built.model, built.composer, samples, procs, max_new_tokens=4)
+    assert [p.prediction for p in found] == [p.prediction for p in wanted]
+    assert [p.images for p in found] == [p.images for p in sighted], "items are known by what they show"
+
+
+def test_without_images_an_encoder_sees_one_for_each_size() -> None:
+    built = made()
+    samples = [talk(str(n), (0, "what?"), ("x",), images=(noise(n),)) for n in range(5)]
+    crops: list[int] = []
+    built.model.encoders["main"].register_forward_pre_hook(lambda _, inputs: crops.append(len(inputs[0])))
+    with processes(RunOptions(device="cpu")) as procs:
+        for blind in (False, True):
+            judge(built.model, built.composer, samples, procs, max_new_tokens=1, blind=blind)
+    assert crops == [5, 1]
 
 
 def test_items_without_a_metric_of_theirs_are_refused_before_anything_is_answered() -> None:

@@ -3,17 +3,16 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from beni.data.batch import Pictures, Prepare, dummy_document
+from beni.data.batch import Pictures, dummy_document
 from beni.data.document import Composer, Document
-from beni.data.images import mean_colour
+from beni.data.images import blank_image, image_size
 from beni.data.padded import pad
 from beni.errors import ImageError
 from beni.eval.choice import Offered, log_likelihoods, offered, rows
@@ -21,7 +20,7 @@ from beni.eval.interval import clustered, numbered
 from beni.eval.metrics import check, score
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
-from beni.sample import Sample
+from beni.sample import ImageRef, Sample
 
 LENGTH_STEP = 32
 """Prompts whose lengths agree up to this many tokens share a batch; inside, the order of the data is kept, so that
@@ -84,17 +83,17 @@ def judge(
     Raises:
         DataError: an item that cannot be a prompt, or not be judged by its metric.
     """
-    prepare = blanked(composer) if blind else None
     for sample in samples:
         check(sample)
-    asked = {n: composer.compose(s, prompt_only=True) for n, s in enumerate(samples) if s.metric != "choice"}
-    offers = {n: offered(s, composer) for n, s in enumerate(samples) if s.metric == "choice"}
+    shown = [blanked(sample, composer) for sample in samples] if blind else samples
+    asked = {n: composer.compose(s, prompt_only=True) for n, s in enumerate(shown) if s.metric != "choice"}
+    offers = {n: offered(s, composer) for n, s in enumerate(shown) if s.metric == "choice"}
 
     def answer(batch: Sequence[Numbered]) -> dict[int, Said]:
-        return _answer(model, composer, batch, processes, max_new_tokens, prepare)
+        return _answer(model, composer, batch, processes, max_new_tokens)
 
     def choose(row: Mapping[int, Offered]) -> dict[int, Said]:
-        return _choose(model, composer, row, prepare)
+        return _choose(model, composer, row)
 
     was_training = model.training
     model.eval()
@@ -192,10 +191,19 @@ def subset(samples: Sequence[Sample], limit: int, seed: int = 0) -> list[Sample]
     return [s for s in (samples[i] for i in order) if s.turns[-1].role == "assistant"]
 
 
-def blanked(composer: Composer) -> Prepare:
-    """Replaces every image by one of its size in which there is nothing to see."""
-    colour = mean_colour(next(iter(composer.encoders.values())))
-    return lambda image, key: Image.new("RGB", image.size, colour)
+def blanked(sample: Sample, composer: Composer) -> Sample:
+    """The same, each image replaced by one of its size in which there is nothing to see.
+
+    Those of one size are one image, which is encoded once. What cannot be read stays as it is.
+    """
+    return replace(sample, images=tuple(_blank(ref, composer) for ref in sample.images))
+
+
+def _blank(ref: ImageRef, composer: Composer) -> ImageRef:
+    try:
+        return blank_image(next(iter(composer.encoders.values())), image_size(ref))
+    except ImageError:
+        return ref
 
 
 Numbered = tuple[int, Document]
@@ -219,10 +227,9 @@ def _answer(
     batch: Sequence[Numbered],
     processes: Processes,
     max_new_tokens: int,
-    prepare: Prepare | None,
 ) -> dict[int, Said]:
     """Answers of a batch; an item whose image cannot be read is answered without being asked."""
-    pictures = Pictures(composer, prepare)
+    pictures = Pictures(composer)
     errors = _unreadable(pictures, dict(batch))
     asked = [(number, document) for number, document in batch if number not in errors]
     prompts = [document for _, document in asked] or [dummy_document(composer)]  # generate as often as everybody else
@@ -231,11 +238,9 @@ def _answer(
     return errors | {number: Said(text.strip()) for number, text in answers}
 
 
-def _choose(
-    model: BeniForConditionalGeneration, composer: Composer, row: Mapping[int, Offered], prepare: Prepare | None
-) -> dict[int, Said]:
+def _choose(model: BeniForConditionalGeneration, composer: Composer, row: Mapping[int, Offered]) -> dict[int, Said]:
     """The likeliest choice of each item."""
-    pictures = Pictures(composer, prepare)
+    pictures = Pictures(composer)
     errors = _unreadable(pictures, {number: documents[0] for number, documents in row.items()})
     asked = {number: documents for number, documents in row.items() if number not in errors}
     found = log_likelihoods(model, composer, list(asked.values()), pictures)
