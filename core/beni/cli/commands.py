@@ -1,8 +1,8 @@
 """The commands, each a few lines around the library."""
 
-import dataclasses
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from beni.cli import describe
 from beni.cli.options import parse, parse_stages
-from beni.config import Part, RunOptions, choose, held_parts
+from beni.config import RunOptions, choose
 from beni.data.spec import judged
 from beni.errors import BeniError, ConfigError, PluginError
 from beni.eval.judge import Prediction, answer_texts, judge, subset, summary
@@ -139,21 +140,12 @@ def plugins(arguments: Sequence[str], program: str) -> None:
         raise ConfigError(f"usage: {program} [--verify | show {'|'.join(GROUPS)} NAME]")
     plugin = find(words[1], words[2])
     part = plugin.load()
-    print(f"{words[1]} {plugin.name}: {plugin.target} ({plugin.owner})\n{plugin.location()}")
-    print((part.__doc__ or "").strip() + "\n")
-    kinds = held_parts(part.Config)  # type: ignore[attr-defined]
-    for option in dataclasses.fields(part.Config):  # type: ignore[attr-defined]
-        what: Any = kinds.get(option.name) or getattr(option.type, "__name__", None) or option.type
-        print(f"  {option.name:<20} {what!s:<24} {_default(option)}")
-
-
-def _default(option: "dataclasses.Field[Any]") -> str:
-    if option.default is not dataclasses.MISSING:
-        return repr(option.default)
-    if option.default_factory is dataclasses.MISSING:
-        return "required"
-    value = option.default_factory()
-    return repr(value.plugin.name if isinstance(value, Part) else value)
+    print(
+        f"{words[1]} {plugin.name}: {plugin.target} ({plugin.owner})\n{plugin.location()}\n\n{describe.about(part)}\n"
+    )
+    for option in describe.options(part.Config):  # type: ignore[attr-defined]
+        print(f"  --{words[1]}.{option.name} {option.type}, by default {option.default}")
+        print(textwrap.fill(option.text, 108, initial_indent=" " * 6, subsequent_indent=" " * 6))
 
 
 def _typed(plugin: Plugin) -> str:
