@@ -46,7 +46,7 @@ class Contest:
     llm: tuple[str, ...]
     """`--llm` and its options."""
     dtype: str
-    """fp32, bf16, or auto: beni's default, and bf16 autocast for the others."""
+    """fp32, bf16 (autocast for the others), or auto: beni's default."""
     steps: int
     window: int
     """Steps between two stops."""

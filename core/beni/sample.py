@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from beni.errors import DataError
 from beni.types import Size
 
 Role = Literal["system", "user", "assistant", "text"]
 """`text` is raw text outside any conversation: no template, every token is a target."""
+
+Metric = Literal["exact", "vqa", "choice"]
+"""How an answer is judged (`beni.eval.metrics`)."""
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 IMAGE_MARK = "<image>"
 """Stands for an image in the text of LLaVA files and prompts."""
@@ -88,8 +92,14 @@ class Sample:
     images: tuple[ImageRef, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     """Free labels (`{"type": "counting"}`): accuracy is also reported for each value."""
+    answers: tuple[str, ...] = ()
+    """What each of several people answered; empty where only the last turn is known."""
+    choices: tuple[str, ...] = ()
+    """Answers to choose from, one of them the last turn; empty where any answer can be given."""
     template: str = ""
-    """Its chat template, by name or file; empty: the run's. Set from the data spec, as is the next."""
+    """Its chat template, by name or file; empty: the run's. Set from the data spec, as are the next two."""
+    metric: Metric = "exact"
+    """How its answer is judged."""
     loss_weight: float = 1.0
     """How much each of its targets counts in the loss of a training step."""
     problem: str = ""

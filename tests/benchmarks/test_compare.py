@@ -96,4 +96,6 @@ def test_the_whole_comparison(tmp_path: Path) -> None:
     assert found["agreement"]["fp32"] < 1e-4 and found["agreement"]["bf16"] < 1e-2
     assert found["races"].keys() == {"plain", "trainer"}
     assert all(len(race["beni"]["windows"]) == 2 for race in found["races"].values())
+    speeds = found["trainer_by_dtype"]
+    assert speeds.keys() == {"fp32", "bf16"} and speeds[found["others_dtype"]] == max(speeds.values())
     assert found["trainer_grid"].keys() == {"1", "2", "4", "8"} and found["samples_per_s_ratio"] > 0

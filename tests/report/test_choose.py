@@ -7,7 +7,7 @@ from beni.sample import Sample, Turn
 
 def judged(wrong: int, right: int) -> tuple[list[Sample], list[Prediction]]:
     samples = [Sample(str(i), (Turn("user", ("?",)), Turn("assistant", ("yes",)))) for i in range(wrong + right)]
-    predictions = [Prediction(s.id, "yes", "yes", correct=i >= wrong) for i, s in enumerate(samples)]
+    predictions = [Prediction(s.id, "yes", "yes", score=float(i >= wrong)) for i, s in enumerate(samples)]
     return samples, predictions
 
 

@@ -5,32 +5,6 @@ import pytest
 from beni.report import figures
 
 
-@pytest.mark.parametrize(
-    ("hits", "items", "low", "high"),
-    [  # statsmodels.stats.proportion.proportion_confint(method="wilson")
-        (8, 10, 0.4901625, 0.9433178),
-        (0, 10, 0.0, 0.2775328),
-        (10, 10, 0.7224672, 1.0),
-        (50, 100, 0.4038315, 0.5961685),
-    ],
-)
-def test_wilson_interval_has_the_published_values(hits: int, items: int, low: float, high: float) -> None:
-    assert figures.wilson(hits, items) == pytest.approx((low, high), abs=1e-6)
-
-
-def test_without_items_the_interval_is_everything() -> None:
-    assert figures.wilson(0, 0) == (0.0, 1.0)
-
-
-def test_the_interval_holds_the_share_and_narrows_with_items() -> None:
-    widths = []
-    for items in (10, 100, 1000, 10_000):
-        low, high = figures.wilson(items * 9 // 10, items)
-        assert low < 0.9 < high
-        widths.append(high - low)
-    assert widths == sorted(widths, reverse=True)
-
-
 @pytest.mark.parametrize("show", figures.ALL)
 def test_what_is_missing_becomes_a_dash(show) -> None:
     assert show(None) == "–"

@@ -31,7 +31,8 @@ RESULT: dict[str, Any] = {
         "easy_vqa": {
             "items": 16,
             "accuracy": 0.8125,
-            "by_tag": {"type=colour": {"items": 10, "accuracy": 0.8}},
+            "interval": [0.57, 0.934],
+            "by_tag": {"type=colour": {"items": 10, "accuracy": 0.8, "interval": [0.49, 0.943]}},
             "unreadable": 1,
             "blind": {
                 "items": 16,
@@ -62,7 +63,7 @@ METRICS = [
 
 def item(name: str, correct: bool, image: ImageRef | None = None) -> tuple[Sample, Prediction]:
     sample = vqa_sample(name, image or picture("red"), f"question of {name}?", "yes", {"type": "colour"})
-    return sample, Prediction(name, "yes" if correct else "no", "yes", correct, sample.tags)
+    return sample, Prediction(name, "yes" if correct else "no", "yes", float(correct), sample.tags)
 
 
 def write(tmp_path: Path, result: dict[str, Any] | None = None, metrics=(), shown=(), config=CONFIG) -> str:
@@ -111,7 +112,7 @@ def test_what_comes_from_data_is_escaped(tmp_path: Path, where: str) -> None:
         return ATTACK if name == where else name
 
     sample = vqa_sample(text("id"), picture("red"), text("question"), text("target"), {text("tag"): text("tag")})
-    prediction = Prediction(sample.id, text("prediction"), sample.answer, False, sample.tags, text("error"))
+    prediction = Prediction(sample.id, text("prediction"), sample.answer, 0.0, sample.tags, text("error"))
     result = RESULT | {
         "evaluations": {text("dataset"): RESULT["evaluations"]["easy_vqa"]},
         "skipped": [{"id": "s", "reason": text("reason")}],
@@ -130,7 +131,7 @@ def test_an_attack_cannot_leave_an_attribute(tmp_path: Path) -> None:
         shown=[
             (
                 sample := vqa_sample(attack, picture("red"), attack, attack),
-                Prediction(attack, attack, sample.answer, True),
+                Prediction(attack, attack, sample.answer, 1.0),
             )
         ],
     )
@@ -175,7 +176,7 @@ def test_a_picture_that_cannot_be_read_leaves_its_reason(tmp_path: Path) -> None
 
 def test_an_item_without_a_picture_is_shown(tmp_path: Path) -> None:
     sample = Sample("t", (Turn("user", ("two plus two?",)), Turn("assistant", ("four",))))
-    assert "two plus two?" in write(tmp_path, shown=[(sample, Prediction("t", "", "four", False))])
+    assert "two plus two?" in write(tmp_path, shown=[(sample, Prediction("t", "", "four", 0.0))])
 
 
 def test_samples_left_out_are_listed(tmp_path: Path) -> None:

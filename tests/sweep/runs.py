@@ -30,9 +30,9 @@ def answered(correct: Sequence[bool], data: str = "d") -> list[Answer]:
             images=f"image {n // PER_IMAGE}",
             prediction="yes" if right else "<no>",
             target="yes",
-            correct=bool(right),
+            score=float(right),
             blind="no",
-            blind_correct=False,
+            blind_score=0.0,
             tags={"type": "odd" if n % 2 else "even"},
         )
         for n, right in enumerate(correct)

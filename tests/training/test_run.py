@@ -40,8 +40,8 @@ def test_a_run_leaves_config_metrics_result_report_checkpoint_and_model(tmp_path
         assert isinstance(stored[name], float | int), name
     items = read_answers(folder / "predictions.jsonl")
     assert len(items) == sum(each["items"] for each in stored["evaluations"].values())
-    assert sum(item.correct for item in items) == pytest.approx(stored["accuracy"] * len(items))
-    assert sum(item.blind_correct for item in items) == pytest.approx(stored["accuracy_blind"] * len(items))
+    assert sum(item.score for item in items) == pytest.approx(stored["accuracy"] * len(items))
+    assert sum(item.blind_score for item in items) == pytest.approx(stored["accuracy_blind"] * len(items))
     assert stored["parameters"]["total"] == sum(stored["parameters"]["per_part"].values())
     assert stored["visual_tokens_per_image"] == 16
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -204,6 +204,8 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         ({"data": {"data": ["shapes?template=vicunna"]}}, r"data 'shapes\?template=vicunna'.*did you mean vicuna"),
         ({"data": {"data": ["shapes?loss_weight=-0.5"]}}, r"loss_weight is '-0.5'; it must be a number, at least 0"),
         ({"data": {"eval_data": ["shapes?template=no"]}}, "template no: neither one of plain"),
+        ({"data": {"eval_data": ["shapes?metric=bleu"]}}, "metric is 'bleu'; it can be exact, vqa, choice"),
+        ({"data": {"data": ["shapes?images=40&metric=choice"]}}, "metric=choice takes the likeliest of its choices"),
     ],
 )
 def test_mistakes_are_told_before_training(tmp_path: Path, changes: dict[str, dict[str, object]], message: str) -> None:

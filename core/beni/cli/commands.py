@@ -1,8 +1,8 @@
 """The commands, each a few lines around the library."""
 
-import dataclasses
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from beni.cli import describe
 from beni.cli.options import parse, parse_stages
-from beni.config import Part, RunOptions, choose, held_parts
+from beni.config import RunOptions, choose
 from beni.data.spec import judged
 from beni.errors import BeniError, ConfigError, PluginError
-from beni.eval.judge import answer_texts, judge, subset, summary
+from beni.eval.judge import Prediction, answer_texts, judge, subset, summary
 from beni.eval.saved import load_saved
 from beni.interfaces import load
 from beni.processes import processes
@@ -47,7 +48,7 @@ def _headline(result: dict[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:
-    """Judge a saved model: greedy answers, exact match."""
+    """Judge a saved model, each data spec by its metric: exact match of greedy answers if it names none."""
 
     model: str
     """Folder of a saved model (RUN/model)."""
@@ -56,7 +57,7 @@ class EvaluateOptions:
     split: str = ""
     """Split to judge; by default the source's test split."""
     out: str = ""
-    """File for one line per item: {id, prediction, target, correct}."""
+    """File for one line per item: {id, prediction, target, score, correct …}."""
     limit: int = 0
     """Judge a seeded subset of this many items per spec (0: all)."""
     batch: int = 128
@@ -76,7 +77,7 @@ def evaluate(arguments: Sequence[str], program: str) -> None:
     with processes(RunOptions()) as procs:
         model, composer = load_saved(options.model, procs.device)
         report = {}
-        lines = []
+        everything: list[Prediction] = []
         for name, samples in judged(specs, ()).items():
             chosen = subset(samples, options.limit, options.seed)
             if not chosen:
@@ -85,16 +86,15 @@ def evaluate(arguments: Sequence[str], program: str) -> None:
                 model, composer, chosen, procs, options.batch, options.max_new_tokens, options.blind, label=name
             )
             report[name] = summary(predictions)
-            lines += [dataclasses.asdict(p) for p in predictions]
+            everything += predictions
         if procs.is_main:
             if options.out:
                 Path(options.out).parent.mkdir(parents=True, exist_ok=True)
                 Path(options.out).write_text(
-                    "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+                    "".join(json.dumps(p.line(), ensure_ascii=False) + "\n" for p in everything), encoding="utf-8"
                 )
-            correct = [line["correct"] for line in lines]
-            whole = {"accuracy": sum(correct) / len(correct), "items": len(correct), "evaluations": report}
-            print(json.dumps(whole, indent=1))
+            whole = {name: value for name, value in summary(everything).items() if name != "by_tag"}
+            print(json.dumps(whole | {"evaluations": report}, indent=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +140,12 @@ def plugins(arguments: Sequence[str], program: str) -> None:
         raise ConfigError(f"usage: {program} [--verify | show {'|'.join(GROUPS)} NAME]")
     plugin = find(words[1], words[2])
     part = plugin.load()
-    print(f"{words[1]} {plugin.name}: {plugin.target} ({plugin.owner})\n{plugin.location()}")
-    print((part.__doc__ or "").strip() + "\n")
-    kinds = held_parts(part.Config)  # type: ignore[attr-defined]
-    for option in dataclasses.fields(part.Config):  # type: ignore[attr-defined]
-        what: Any = kinds.get(option.name) or getattr(option.type, "__name__", None) or option.type
-        print(f"  {option.name:<20} {what!s:<24} {_default(option)}")
-
-
-def _default(option: "dataclasses.Field[Any]") -> str:
-    if option.default is not dataclasses.MISSING:
-        return repr(option.default)
-    if option.default_factory is dataclasses.MISSING:
-        return "required"
-    value = option.default_factory()
-    return repr(value.plugin.name if isinstance(value, Part) else value)
+    print(
+        f"{words[1]} {plugin.name}: {plugin.target} ({plugin.owner})\n{plugin.location()}\n\n{describe.about(part)}\n"
+    )
+    for option in describe.options(part.Config):  # type: ignore[attr-defined]
+        print(f"  --{words[1]}.{option.name} {option.type}, by default {option.default}")
+        print(textwrap.fill(option.text, 108, initial_indent=" " * 6, subsequent_indent=" " * 6))
 
 
 def _typed(plugin: Plugin) -> str:

@@ -165,6 +165,7 @@ def pack(
     composer: Composer,
     prepare: "Prepare | None" = None,
     features: FeatureStore | None = None,
+    pictures: "Pictures | None" = None,
 ) -> PackedBatch:
     """Build a row.
 
@@ -173,12 +174,13 @@ def pack(
         composer: made the documents.
         prepare: changes each decoded image (augmentation, blanking), or None.
         features: has what the encoders make of each image as it is; None: encoders see the images.
+        pictures: of a caller who has loaded images already, in place of the two above.
 
     Images are loaded here. A document whose image cannot be read is left out and reported in `stats.bad`. A row
     without any image gets an isolated dummy document with the smallest legal one, so that every process runs every
     part; it has no target and sends exact zero gradients.
     """
-    pictures = Pictures(composer, prepare, features)
+    pictures = pictures or Pictures(composer, prepare, features)
     bad: list[tuple[str, str]] = []
     row = _Row([], [], [], [], [], [])
     samples = 0

@@ -4,7 +4,7 @@ What is wrong is said behind `where`, which names the file and the item.
 """
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from beni.errors import DataError
 from beni.sample import IMAGE_MARK, ROLES, Turn, split_marks
@@ -49,6 +49,46 @@ def turns_of(talk: Any, where: str) -> list[Turn]:
 def exchange(question: str, answer: str) -> list[Turn]:
     """A question, whose marks place images 0, 1, …, and its answer, which is text alone."""
     return [Turn.user(question), Turn("assistant", (answer,))]
+
+
+class Answered(NamedTuple):
+    """What data files say of an answer."""
+
+    answer: str
+    answers: tuple[str, ...] = ()
+    """Of several people, where there are several."""
+    choices: tuple[str, ...] = ()
+
+
+def answered(value: Any, choices: Any, what: str, where: str) -> Answered:
+    """An answer; of several the first is the one to learn.
+
+    Args:
+        value: a text or a number, a list of these or of {answer: …}; or which choice it is, from 0 or A on.
+        choices: a list of texts or numbers, or nothing.
+        what: it is called, for messages.
+        where: it stands.
+
+    Raises:
+        DataError: it is something else.
+    """
+    several = value if isinstance(value, list) else [value]
+    said = [each["answer"] if isinstance(each, Mapping) and "answer" in each else each for each in several]
+    texts = tuple(words(each, what, where) for each in said)
+    if not texts:
+        raise DataError(f"{where}: the {what} is an empty list")
+    if choices is not None and not isinstance(choices, list):
+        raise DataError(f"{where}: the choices are {choices!r}, not a list")
+    offered = tuple(words(each, "choice", where) for each in choices or ())
+    if offered:
+        texts = tuple(text if text in offered else _numbered(text, offered) for text in texts)
+    return Answered(texts[0], texts if len(texts) > 1 else (), offered)
+
+
+def _numbered(text: str, offered: Sequence[str]) -> str:
+    """The choice of which a text is the number from 0, or the letter; else the text."""
+    number = int(text) if text.isdecimal() else ord(text) - ord("A") if len(text) == 1 else -1
+    return offered[number] if 0 <= number < len(offered) else text
 
 
 def words(value: Any, what: str, where: str) -> str:

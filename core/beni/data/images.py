@@ -143,11 +143,16 @@ def mean_colour(spec: EncoderSpec) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def blank_image(spec: EncoderSpec) -> ImageRef:
-    """A one-pixel picture of the mean colour: an image in which there is nothing to see."""
+def blank_image(spec: EncoderSpec, size: Size | None = None) -> ImageRef:
+    """A picture of the mean colour, by default of one pixel: an image in which there is nothing to see."""
+    return _plain(mean_colour(spec), size or Size(1, 1))
+
+
+@lru_cache(maxsize=64)
+def _plain(colour: tuple[int, int, int], size: Size) -> ImageRef:
     file = io.BytesIO()
-    Image.new("RGB", (1, 1), mean_colour(spec)).save(file, "png")
-    return ImageRef(data=file.getvalue(), size=Size(1, 1))
+    Image.new("RGB", size, colour).save(file, "png")
+    return ImageRef(data=file.getvalue(), size=size)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Data specs: `easy_vqa`, `llava:FILE`, `hf:ID?split=train&config=…` to a source and its splits.
 
-Three options belong to every source and not to its own `Config`: `split`, `template` and `loss_weight`.
+Four options belong to every source and not to its own `Config`: `split`, `template`, `loss_weight` and `metric`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from beni.config import choose
 from beni.data.template import read_template
 from beni.errors import ConfigError, DataError
 from beni.interfaces import Reading, Source, Stream, load
-from beni.sample import Sample
+from beni.sample import METRICS, Metric, Sample
 
 LISTED = 1000
 """Items of a stream that are read at once to list all of it."""
@@ -31,6 +31,8 @@ class DataSpec:
     """Chat template of this source's samples, by name or file; empty: the run's."""
     loss_weight: float
     """How much each target of this source counts in the loss of a training step."""
+    metric: Metric
+    """How its answers are judged."""
 
     def training(self) -> Sequence[Sample] | Stream:
         """What is trained on: the split that the spec names, else `train`, with its weight in the loss.
@@ -56,7 +58,8 @@ class DataSpec:
         """
         found = self._split(default_split)
         samples = listed(found) if isinstance(found, Stream) else found
-        return With(samples, **self._fields()) if samples is not None and self.template else samples
+        fields = self._fields() | ({} if self.metric == "exact" else {"metric": self.metric})
+        return With(samples, **fields) if samples is not None and fields else samples
 
     def _split(self, default: str) -> Sequence[Sample] | Stream | None:
         found = self.source.split(self.split or default)
@@ -111,7 +114,7 @@ def parse(text: str) -> DataSpec:
 
     Raises:
         PluginError: an unknown source.
-        ConfigError: an option that the source does not have, a template that is none, or a weight below 0.
+        ConfigError: an option that the source does not have, a template or a metric that is none, or a weight below 0.
     """
     reference, _, query = text.partition("?")
     pairs = parse_qsl(query, keep_blank_values=True)
@@ -120,13 +123,16 @@ def parse(text: str) -> DataSpec:
         raise ConfigError(f"data '{text}' gives an option twice")
     split, template = options.pop("split", ""), options.pop("template", "")
     weight = options.pop("loss_weight", "1")
+    metric = options.pop("metric", METRICS[0])
+    if metric not in METRICS:
+        raise ConfigError(f"data '{text}': metric is '{metric}'; it can be {', '.join(METRICS)}")
     if template:
         try:
             read_template(template)
         except ConfigError as error:
             raise ConfigError(f"data '{text}', template {template}: {error}") from error
     part = choose("source", reference, options, spelled=True)
-    return DataSpec(text, load("source", part)(part.config), split, template, _weight(weight, text))
+    return DataSpec(text, load("source", part)(part.config), split, template, _weight(weight, text), metric)
 
 
 def _weight(value: str, text: str) -> float:

@@ -1,6 +1,5 @@
 """`predictions.jsonl`: what a run answered to each item, so that runs can be compared item by item."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,13 +20,19 @@ class Answer:
     """Equal for items about the same images, all of them and in the same order: their answers are not independent."""
     prediction: str
     target: str
-    correct: bool
+    score: float
+    """The share of the credit, 0 to 1."""
     blind: str
     """What is answered when the images are blanked."""
-    blind_correct: bool
+    blind_score: float
     tags: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
     """Why there is no answer."""
+
+    @property
+    def correct(self) -> bool:
+        """Whether it gets the whole credit."""
+        return self.score == 1
 
 
 def answers(
@@ -48,12 +53,12 @@ def answers(
         yield Answer(
             data=name,
             id=sample.id,
-            images=_images(sample),
+            images=seen.images,
             prediction=seen.prediction,
             target=seen.target,
-            correct=seen.correct,
+            score=seen.score,
             blind=unseen.prediction,
-            blind_correct=unseen.correct,
+            blind_score=unseen.score,
             tags=dict(seen.tags),
             error=seen.error,
         )
@@ -71,12 +76,3 @@ def read_answers(path: Path) -> list[Answer]:
     """The inverse of `write_answers`."""
     with path.open(encoding="utf-8") as lines:
         return [Answer(**json.loads(line)) for line in lines]
-
-
-def _images(sample: Sample) -> str:
-    """An item without images is like no other."""
-    digest = hashlib.sha1(usedforsecurity=False)
-    for key in [image.key for image in sample.images] or [f"{sample.id} has none"]:
-        digest.update(key if isinstance(key, bytes) else key.encode("utf-8", "surrogateescape"))
-        digest.update(b"\0")
-    return digest.hexdigest()[:16]

@@ -1,23 +1,26 @@
-"""Batched greedy answers and exact-match accuracy."""
+"""Answers to items, and what they are worth: greedy words, or the likeliest of given choices."""
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from beni.data.batch import Pictures, Prepare, dummy_document
+from beni.data.batch import Pictures, dummy_document
 from beni.data.document import Composer, Document
-from beni.data.images import mean_colour
+from beni.data.images import blank_image, image_size
 from beni.data.padded import pad
 from beni.errors import ImageError
+from beni.eval.choice import Offered, log_likelihoods, offered, rows
+from beni.eval.interval import clustered, numbered
+from beni.eval.metrics import check, score
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
-from beni.sample import Sample
+from beni.sample import ImageRef, Sample
 
 LENGTH_STEP = 32
 """Prompts whose lengths agree up to this many tokens share a batch; inside, the order of the data is kept, so that
@@ -31,10 +34,30 @@ class Prediction:
     id: str
     prediction: str
     target: str
-    correct: bool
+    score: float
+    """The share of the credit, 0 to 1, by the item's metric."""
     tags: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
     """Why there is no answer (an unreadable image); such an item counts as wrong."""
+    images: str = ""
+    """Equal for items about the same images, all of them and in the same order: their answers are not independent."""
+
+    @property
+    def correct(self) -> bool:
+        """Whether it gets the whole credit."""
+        return self.score == 1
+
+    def line(self) -> dict[str, Any]:
+        """For a file of one JSON object per line."""
+        return asdict(self) | {"correct": self.correct}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A model's answer to an item, not judged yet; or why there is none."""
+
+    text: str
+    error: str = ""
 
 
 def judge(
@@ -47,29 +70,66 @@ def judge(
     blind: bool = False,
     label: str = "judging",
 ) -> list[Prediction]:
-    """Answer every item greedily and compare.
+    """Answer every item and compare, each by its metric.
 
     Args:
         model: parallelized or not; every process takes part and gets all predictions.
         samples: items whose last turn is the answer.
+        batch_size: questions answered at a time.
+        max_new_tokens: longest answer in tokens.
         blind: show images of the mean colour instead: what can be guessed without looking.
+        label: of the progress bar.
 
     Raises:
-        DataError: an item that cannot be a prompt.
+        DataError: an item that cannot be a prompt, or not be judged by its metric.
     """
-    prepare = blanked(composer) if blind else None
-    batches = _batches([composer.compose(sample, prompt_only=True) for sample in samples], batch_size)
-    own = batches[processes.rank :: processes.world]
-    rounds = -(-len(batches) // processes.world)
-    own += [batches[0]] * (rounds - len(own))  # everybody generates equally often; the repeated answers are the same
+    for sample in samples:
+        check(sample)
+    shown = [blanked(sample, composer) for sample in samples] if blind else samples
+    asked = {n: composer.compose(s, prompt_only=True) for n, s in enumerate(shown) if s.metric != "choice"}
+    offers = {n: offered(s, composer) for n, s in enumerate(shown) if s.metric == "choice"}
+
+    def answer(batch: Sequence[Numbered]) -> dict[int, Said]:
+        return _answer(model, composer, batch, processes, max_new_tokens)
+
+    def choose(row: Mapping[int, Offered]) -> dict[int, Said]:
+        return _choose(model, composer, row)
+
     was_training = model.training
     model.eval()
-    found: dict[int, Prediction] = {}
-    for batch in tqdm(own, desc=label, unit="batch", disable=not processes.is_main, leave=False):
-        found.update(_answer(model, composer, batch, processes, max_new_tokens, prepare))
+    said = _shared_out(answer, _batches(asked, batch_size), processes, label)
+    said |= _shared_out(choose, list(rows(offers)), processes, label)
     model.train(was_training)
-    merged = {number: answer for share in processes.gather(found) for number, answer in share.items()}
-    return [merged[number] for number in range(len(samples))]
+    return [_judged(sample, said[number]) for number, sample in enumerate(samples)]
+
+
+Work = TypeVar("Work")
+
+
+def _shared_out(
+    do: Callable[[Work], dict[int, Said]], work: Sequence[Work], processes: Processes, label: str
+) -> dict[int, Said]:
+    """Do a part of the work in each process, and give everything to all; everybody computes equally often."""
+    own = list(work[processes.rank :: processes.world])
+    own += work[: -(-len(work) // processes.world) - len(own)]  # done twice it is the same
+    said: dict[int, Said] = {}
+    for each in tqdm(own, desc=label, unit="batch", disable=not (own and processes.is_main), leave=False):
+        said |= do(each)
+    return {number: answer for share in processes.gather(said) for number, answer in share.items()}
+
+
+def _judged(sample: Sample, said: Said) -> Prediction:
+    worth = 0.0 if said.error else score(said.text, sample)
+    return Prediction(sample.id, said.text, sample.answer, worth, sample.tags, said.error, _images(sample))
+
+
+def _images(sample: Sample) -> str:
+    """An item without images is like no other."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    for key in [image.key for image in sample.images] or [f"{sample.id} has none"]:
+        digest.update(key if isinstance(key, bytes) else key.encode("utf-8", "surrogateescape"))
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
 
 
 def answer_texts(
@@ -98,16 +158,27 @@ def answer_texts(
 
 
 def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Accuracy over all items and for every value of every tag."""
-    by_tag: dict[str, list[bool]] = defaultdict(list)
+    """Accuracy over all items and for every value of every tag, each with its 95 % interval (`clustered`)."""
+    by_tag: dict[str, list[Prediction]] = defaultdict(list)
     for p in predictions:
         for name, value in p.tags.items():
-            by_tag[f"{name}={value}"].append(p.correct)
+            by_tag[f"{name}={value}"].append(p)
+    return {
+        **_accuracy(predictions),
+        "by_tag": {tag: _accuracy(these) for tag, these in sorted(by_tag.items())},
+        "unreadable": sum(bool(p.error) for p in predictions),
+    }
+
+
+def _accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    if not predictions:
+        return {"items": 0, "accuracy": None, "interval": None}
+    scores_N = np.array([p.score for p in predictions], dtype=float)
+    groups_N = numbered([p.images for p in predictions])
     return {
         "items": len(predictions),
-        "accuracy": float(np.mean([p.correct for p in predictions])) if predictions else None,
-        "by_tag": {tag: {"items": len(hits), "accuracy": float(np.mean(hits))} for tag, hits in sorted(by_tag.items())},
-        "unreadable": sum(bool(p.error) for p in predictions),
+        "accuracy": float(scores_N.mean()),
+        "interval": list(clustered(scores_N, groups_N)),
     }
 
 
@@ -120,27 +191,27 @@ def subset(samples: Sequence[Sample], limit: int, seed: int = 0) -> list[Sample]
     return [s for s in (samples[i] for i in order) if s.turns[-1].role == "assistant"]
 
 
-def blanked(composer: Composer) -> Prepare:
-    """Replaces every image by one of its size in which there is nothing to see."""
-    colour = mean_colour(next(iter(composer.encoders.values())))
-    return lambda image, key: Image.new("RGB", image.size, colour)
+def blanked(sample: Sample, composer: Composer) -> Sample:
+    """The same, each image replaced by one of its size in which there is nothing to see.
+
+    Those of one size are one image, which is encoded once. What cannot be read stays as it is.
+    """
+    return replace(sample, images=tuple(_blank(ref, composer) for ref in sample.images))
 
 
-def same(prediction: str, target: str) -> bool:
-    """Exact match up to case, outer space and a final full stop."""
-    return _plain(prediction) == _plain(target)
-
-
-def _plain(text: str) -> str:
-    return text.strip().lower().removesuffix(".")
+def _blank(ref: ImageRef, composer: Composer) -> ImageRef:
+    try:
+        return blank_image(next(iter(composer.encoders.values())), image_size(ref))
+    except ImageError:
+        return ref
 
 
 Numbered = tuple[int, Document]
 
 
-def _batches(documents: Sequence[Document], size: int) -> list[list[Numbered]]:
+def _batches(documents: Mapping[int, Document], size: int) -> list[list[Numbered]]:
     groups: dict[int, list[Numbered]] = defaultdict(list)
-    for number, document in enumerate(documents):
+    for number, document in documents.items():
         groups[-(-len(document) // LENGTH_STEP)].append((number, document))
 
     def cut(group: list[Numbered]) -> Iterator[list[Numbered]]:
@@ -156,27 +227,39 @@ def _answer(
     batch: Sequence[Numbered],
     processes: Processes,
     max_new_tokens: int,
-    prepare: Prepare | None,
-) -> dict[int, Prediction]:
+) -> dict[int, Said]:
     """Answers of a batch; an item whose image cannot be read is answered without being asked."""
-    errors: dict[int, str] = {}
-    pictures = Pictures(composer, prepare)
-    for number, document in batch:
+    pictures = Pictures(composer)
+    errors = _unreadable(pictures, dict(batch))
+    asked = [(number, document) for number, document in batch if number not in errors]
+    prompts = [document for _, document in asked] or [dummy_document(composer)]  # generate as often as everybody else
+    texts = answer_texts(model, composer, prompts, max_new_tokens, pictures, processes.world > 1)
+    answers = zip((number for number, _ in asked), texts, strict=False)
+    return errors | {number: Said(text.strip()) for number, text in answers}
+
+
+def _choose(model: BeniForConditionalGeneration, composer: Composer, row: Mapping[int, Offered]) -> dict[int, Said]:
+    """The likeliest choice of each item."""
+    pictures = Pictures(composer)
+    errors = _unreadable(pictures, {number: documents[0] for number, documents in row.items()})
+    asked = {number: documents for number, documents in row.items() if number not in errors}
+    found = log_likelihoods(model, composer, list(asked.values()), pictures)
+    return errors | {
+        number: Said(documents[int(np.argmax(likely))].sample.answer)
+        for (number, documents), likely in zip(asked.items(), found, strict=True)
+    }
+
+
+def _unreadable(pictures: Pictures, documents: Mapping[int, Document]) -> dict[int, Said]:
+    """Loads the images of documents; returns those that have one that cannot be loaded."""
+    errors = {}
+    for number, document in documents.items():
         try:
             for image in document.images:
                 pictures.load(image)
         except ImageError as error:
-            errors[number] = str(error)
-    asked = [(number, document) for number, document in batch if number not in errors]
-    prompts = [document for _, document in asked] or [dummy_document(composer)]  # generate as often as everybody else
-    texts = answer_texts(model, composer, prompts, max_new_tokens, pictures, processes.world > 1)
-    answers = dict(zip((number for number, _ in asked), texts, strict=False))
-    out = {}
-    for number, document in batch:
-        sample, text = document.sample, answers.get(number, "").strip()
-        hit = number in answers and same(text, sample.answer)
-        out[number] = Prediction(sample.id, text, sample.answer, hit, sample.tags, errors.get(number, ""))
-    return out
+            errors[number] = Said("", str(error))
+    return errors
 
 
 def _to(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:

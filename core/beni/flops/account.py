@@ -252,7 +252,7 @@ class FlopMeter:
         row = _row(probe, _images([self._smallest], list(model.encoders)), model.fusion.config.reads != "nothing")
         parts = {"llm": [model.llm], "head": [model.get_output_embeddings()]}
         parts["fusion"] = [insert.block for insert in model.fusion.inserts().values()]
-        _, counts = self._count(lambda: model.packed_loss(row, visual), parts, "fusion")
+        _, counts = self._count(lambda: model.packed_loss(model.packed_logits(row, visual), row), parts, "fusion")
         return counts
 
     def _count(

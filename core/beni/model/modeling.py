@@ -58,8 +58,9 @@ PICTURES = (*DISTINCT, "image_starts")
 class BeniOutput(ModelOutput):
     """What a forward pass returns.
 
-    `loss` is the summed, weighted cross-entropy of a packed row, or the mean over labels of padded rows;
-    `fusion_context` is what the next decoding step needs of the images.
+    `loss` is the summed, weighted cross-entropy of a packed row, or the mean over labels of padded rows. `logits` of a
+    packed row stand where there are targets, and only where no gradient is wanted: they are large. `fusion_context` is
+    what the next decoding step needs of the images.
     """
 
     loss: Tensor | None = None
@@ -182,7 +183,8 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if self._inserted_into:
             relink(self._inserted_into, self.fusion.inserts())
         if packed is not None:
-            return BeniOutput(loss=self.packed_loss(packed, self.see(packed.visual)))
+            logits_KV = self.packed_logits(packed, self.see(packed.visual))
+            return BeniOutput(self.packed_loss(logits_KV, packed), None if torch.is_grad_enabled() else logits_KV)
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.new_tokens.embed(input_ids, self.get_input_embeddings())
@@ -280,11 +282,8 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         memory_MD = embeds_BTD.new_zeros(1, spec.width)
         return FusionContext(memory_MD, plan.to(embeds_BTD.device), none_V, windows, (memory_MD[:0],) * spec.levels)
 
-    def packed_loss(self, batch: PackedBatch, visual: VisualTokens) -> Tensor:
-        """Summed (and weighted) cross-entropy of a packed row, whose images have been seen.
-
-        Logits exist only where there is a target.
-        """
+    def packed_logits(self, batch: PackedBatch, visual: VisualTokens) -> Tensor:
+        """[K, vocab] logits of a packed row, whose images have been seen, where there is a target."""
         embeds_TD = self.new_tokens.embed(batch.ids_T, self.get_input_embeddings())
         embeds_TD = self._fuse(embeds_TD, visual, batch.placement)
         context = self._context(visual, batch.placement)
@@ -300,7 +299,11 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits_to_keep=batch.keep_K,
             **extra,
         )
-        return summed_cross_entropy(out.logits[0], batch.targets_K, batch.weights_K)
+        return out.logits[0]
+
+    def packed_loss(self, logits_KV: Tensor, batch: PackedBatch) -> Tensor:
+        """Summed (and weighted) cross-entropy of a packed row."""
+        return summed_cross_entropy(logits_KV, batch.targets_K, batch.weights_K)
 
     # ------------------------------------------------------------------------------------------------- generation
 

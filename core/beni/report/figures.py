@@ -3,25 +3,6 @@
 import math
 
 MISSING = "–"
-WILSON_Z = 1.959964
-"""Normal quantile of a two-sided 95 % interval."""
-
-
-def wilson(hits: int, items: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share.
-
-    Args:
-        hits: successes, 0 ≤ hits ≤ items.
-        items: trials; with none, the interval is everything, (0, 1).
-    """
-    if not items:
-        return 0.0, 1.0
-    share, z2 = hits / items, WILSON_Z**2
-    centre = (share + z2 / (2 * items)) / (1 + z2 / items)
-    half = WILSON_Z / (1 + z2 / items) * math.sqrt(share * (1 - share) / items + z2 / (4 * items**2))
-    low = 0.0 if hits == 0 else centre - half
-    high = 1.0 if hits == items else centre + half
-    return low, high
 
 
 def percent(share: float | None) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from beni.eval.judge import Prediction
 from beni.report.curves import Plot, make_plot
-from beni.report.figures import wilson
 from beni.report.parts import parts_of
 from beni.report.pictures import Picture, drawn
 from beni.report.render import write_page
@@ -68,7 +67,7 @@ class ScoreRow:
     accuracy: float | None
     blind: float | None
     low: float
-    """Bounds of the accuracy's 95 % Wilson interval, and `high`."""
+    """Bounds of the accuracy's 95 % interval, and `high`."""
     high: float
 
 
@@ -85,7 +84,7 @@ def score_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[ScoreRow]:
 
 def _score_row(dataset: str, tag: str, seen: Mapping[str, Any], blind: Mapping[str, Any]) -> ScoreRow:
     items, accuracy = seen.get("items") or 0, seen.get("accuracy")
-    low, high = wilson(round((accuracy or 0.0) * items), items if accuracy is not None else 0)
+    low, high = seen.get("interval") or (0.0, 1.0)
     return ScoreRow(dataset, tag, items, seen.get("unreadable") or 0, accuracy, blind.get("accuracy"), low, high)
 
 

@@ -8,7 +8,7 @@ All combinations see the same items in a draw, so their differences are paired; 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 DRAWS = 4000
 AT_ONCE = 250
@@ -19,7 +19,7 @@ LEVEL = 0.95
 
 
 def draws(
-    correct: Sequence[Bool[np.ndarray, "_ N"]],
+    scores: Sequence[Float[np.ndarray, "_ N"]],
     groups_N: Int[np.ndarray, " N"],
     count: int = DRAWS,
     seed: int = 0,
@@ -27,7 +27,7 @@ def draws(
     """Mean accuracies over seeds and items, of items and seeds drawn again.
 
     Args:
-        correct: whether an item was answered correctly, by combination, seed and item; the same items everywhere.
+        scores: what answers are worth, 0 to 1, by combination, seed and item; the same items everywhere.
         groups_N: of items about the same images, numbers from 0 on without gaps.
         count: of draws.
         seed: of the draws.
@@ -40,8 +40,8 @@ def draws(
     random = np.random.default_rng(seed)
     groups = int(groups_N.max()) + 1
     sizes_G = np.bincount(groups_N, minlength=groups)
-    hits = [_by_group(correct_SN, groups_N, groups) for correct_SN in correct]
-    found = np.empty((len(correct), count))
+    hits = [_by_group(scores_SN, groups_N, groups) for scores_SN in scores]
+    found = np.empty((len(scores), count))
     for start in range(0, count, AT_ONCE):
         stop = min(start + AT_ONCE, count)
         times_RG = random.multinomial(groups, np.full(groups, 1 / groups), size=stop - start).astype(float)
@@ -59,14 +59,8 @@ def interval(draws_R: Float[np.ndarray, " R"]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def numbered(names: Sequence[str]) -> Int[np.ndarray, " N"]:
-    """The same number for the same name, from 0 on without gaps."""
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
-
-
 def _by_group(
-    correct_SN: Bool[np.ndarray, "S N"], groups_N: Int[np.ndarray, " N"], groups: int
+    scores_SN: Float[np.ndarray, "S N"], groups_N: Int[np.ndarray, " N"], groups: int
 ) -> Float[np.ndarray, "S G"]:
-    """Correct answers in each group."""
-    return np.stack([np.bincount(groups_N, weights=row_N, minlength=groups) for row_N in correct_SN])
+    """Scores in each group, summed."""
+    return np.stack([np.bincount(groups_N, weights=row_N, minlength=groups) for row_N in scores_SN])

@@ -213,7 +213,7 @@ class Example:
 
 def _examples(first: Standing, second: Standing) -> list[Example]:
     """Items on which two combinations differ most, alternately for one and the other; a seeded choice among equals."""
-    shares = [np.mean([[a.correct for a in run.answers] for run in row.runs], axis=0) for row in (first, second)]
+    shares = [np.mean([[a.score for a in run.answers] for run in row.runs], axis=0) for row in (first, second)]
     more = shares[0] - shares[1]
     order = np.random.default_rng(0).permutation(len(more))
     for_first = [n for n in order[np.argsort(-more[order], kind="stable")] if more[n] > 0][:EXAMPLES]

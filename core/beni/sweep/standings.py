@@ -12,7 +12,8 @@ import numpy as np
 
 from beni.errors import DataError
 from beni.eval.answers import Answer, read_answers
-from beni.sweep.bootstrap import draws, interval, numbered
+from beni.eval.interval import numbered
+from beni.sweep.bootstrap import draws, interval
 from beni.sweep.cells import Cell
 
 MOST_COMPARED = 12
@@ -65,13 +66,13 @@ class Standing:
 
     def by_tag(self) -> dict[str, float]:
         """Accuracy for each value of each tag, such as `type=counting`, the most frequent ones first."""
-        hits: dict[str, list[bool]] = defaultdict(list)
+        scores: dict[str, list[float]] = defaultdict(list)
         for run in self.runs:
             for answer in run.answers:
                 for name, value in answer.tags.items():
-                    hits[f"{name}={value}"].append(answer.correct)
-        frequent = sorted(hits, key=lambda tag: (-len(hits[tag]), tag))
-        return {tag: fmean(hits[tag]) for tag in frequent}
+                    scores[f"{name}={value}"].append(answer.score)
+        frequent = sorted(scores, key=lambda tag: (-len(scores[tag]), tag))
+        return {tag: fmean(scores[tag]) for tag in frequent}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +182,8 @@ def _draws(cells: Sequence[Sequence[Ran]]) -> Drawn:
         if not items:
             continue
         groups = numbered([answer.images for answer in cells[numbers[0]][0].answers])
-        correct = [np.array([[a.correct for a in run.answers] for run in cells[n]]) for n in numbers]
-        found |= {n: (items, row) for n, row in zip(numbers, draws(correct, groups), strict=True)}
+        scores = [np.array([[a.score for a in run.answers] for run in cells[n]], dtype=float) for n in numbers]
+        found |= {n: (items, row) for n, row in zip(numbers, draws(scores, groups), strict=True)}
     return found
 
 

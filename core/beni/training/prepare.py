@@ -4,13 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from beni.config import RunConfig
+from beni.config import DataConfig, RunConfig
 from beni.data.blocks import Blocks
 from beni.data.loader import Feed, Rows
 from beni.data.plan import Lengths, Plan, shares
-from beni.data.spec import parse, training, validation
+from beni.data.spec import judged, parse, training, validation
 from beni.errors import ConfigError, DataError
+from beni.eval import metrics
 from beni.eval.held_out import HeldOut
+from beni.eval.judge import subset
 from beni.interfaces import Stream
 from beni.model.build import Built
 from beni.processes import Processes
@@ -55,8 +57,7 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
     check(config.peft, config.optim)
     compiled.check(config.run, procs.device)
     sources = training(config.data.data)
-    for spec in config.data.eval_data:
-        parse(spec)  # what is wrong with it is told before training, not after
+    _check_judged(config.data)
     quotas = _quotas(config, sources)
     built = load_once(config, _texts(sources, quotas), procs)
     rows, feed = _feed(config, built, sources, quotas)
@@ -77,6 +78,19 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
         cached = features.fill(config, built, rows, procs)
         feed.features = cached.store
     return Run(config, procs, folder, built, rows, feed, cached, quantized, adapters, table, total)
+
+
+def _check_judged(data: DataConfig) -> None:
+    """What is wrong with the data that will be judged is told before training, not after.
+
+    Raises:
+        BeniError: a spec that is none, or an item that its metric cannot judge.
+    """
+    specs = {text: parse(text) for text in data.eval_data or data.data}
+    special = [text for text, spec in specs.items() if spec.metric != "exact"]
+    for samples in judged(special, ()).values():
+        for sample in subset(samples, data.eval_limit):
+            metrics.check(sample)
 
 
 def _quotas(config: RunConfig, sources: Sequence[Sequence[Sample] | Stream]) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import datasets
 
 from beni.config import PartConfig
-from beni.data.conversation import USUAL, exchange, show, turns_of, usual, words
+from beni.data.conversation import USUAL, Answered, answered, exchange, show, turns_of, usual, words
 from beni.errors import DataError, first_line
 from beni.interfaces import Reading, Source, Stream
 from beni.sample import ImageRef, Sample, image_ref
@@ -40,7 +40,10 @@ class HfDatasetConfig(PartConfig):
     question: str = ""
     """Column of the question."""
     answer: str = ""
-    """Column of the answer; the first of several answers is taken."""
+    """Column of the answer; of several, the first is trained on and all of them judge (metric=vqa)."""
+    choices: str = ""
+    """Column of lists of answers to choose from (metric=choice); the answer is one of them, its number from 0, or its
+    letter."""
     talk: str = ""
     """Column of a whole conversation, instead of question and answer."""
     streaming: bool = False
@@ -96,7 +99,7 @@ class RowReader:
     def __init__(self, table: Any, config: HfDatasetConfig) -> None:
         self.config = config
         names = table.column_names or list(next(iter(table.take(1)), {}))  # of some streams nobody knows them before
-        self.columns = {kind: _column(names, kind, getattr(config, kind)) for kind in USUAL}
+        self.columns = {kind: _column(names, kind, getattr(config, kind)) for kind in (*USUAL, "choices")}
         if not self.columns["talk"] and not (self.columns["question"] and self.columns["answer"]):
             raise DataError(
                 f"hf:{config.path} has columns {', '.join(names)}: say which hold the question and the "
@@ -117,19 +120,27 @@ class RowReader:
         shown = [image for image in (shown if isinstance(shown, list) else [shown]) if image]
         refs = tuple(_ref(image, self.root, where) for image in shown)
         if self.columns["talk"]:
-            turns = turns_of(row[self.columns["talk"]], where)
+            turns, told = turns_of(row[self.columns["talk"]], where), Answered("")
         else:
-            turns = exchange(self._words(row, "question", where), self._words(row, "answer", where))
+            told = self._answered(row, where)
+            column = self.columns["question"]
+            turns = exchange(words(row[column], f"question (column '{column}')", where), told.answer)
         name = row.get("id")
-        return Sample(str(index if name is None else name), show(turns, len(refs), where), refs)
+        return Sample(
+            str(index if name is None else name),
+            show(turns, len(refs), where),
+            refs,
+            answers=told.answers,
+            choices=told.choices,
+        )
 
-    def _words(self, row: Mapping[str, Any], kind: str, where: str) -> str:
-        """A cell as text: the first of several, the name of a class label."""
-        column = self.columns[kind]
-        feature = (self.table.features or {}).get(column)  # of some streams they are not known
-        if isinstance(feature, datasets.ClassLabel) and isinstance(row[column], int):
-            return feature.int2str(row[column])
-        return words(row[column], f"{kind} (column '{column}')", where)
+    def _answered(self, row: Mapping[str, Any], where: str) -> Answered:
+        """The answer, and what else is known of it; of a class label its name."""
+        column, choices = self.columns["answer"], self.columns["choices"]
+        value, feature = row[column], (self.table.features or {}).get(column)  # of some streams they are not known
+        if isinstance(feature, datasets.ClassLabel) and isinstance(value, int):
+            value = feature.int2str(value)
+        return answered(value, row[choices] if choices else None, f"answer (column '{column}')", where)
 
 
 class Rows(RowReader, Sequence[Sample]):
@@ -182,7 +193,7 @@ class RowStream(RowReader, Stream):
 def _column(names: Sequence[str], kind: str, wanted: str) -> str:
     if wanted and wanted not in names:
         raise DataError(f"the dataset has no column '{wanted}' for the {kind}; it has {', '.join(names)}")
-    return wanted or usual(kind, names)
+    return wanted or usual(kind, names) if kind in USUAL else wanted
 
 
 def _undecoded(table: Any, column: str) -> Any:

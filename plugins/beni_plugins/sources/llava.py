@@ -1,10 +1,11 @@
 """LLaVA JSON: a list of `{id, image?: path or list of paths, conversations: [{from: human | gpt, value}]}`.
 
 `image` may be a URL; paths are relative to the file's folder, or to the option `images`. A text turn places its images
-by `<image>` marks. A folder with train.json, val.json and test.json offers these splits.
+by `<image>` marks. Items that are judged may have `answers`, what each of several people said, and `choices` (see
+`beni.eval.metrics`). A folder with train.json, val.json and test.json offers these splits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -81,4 +82,17 @@ def _sample(item: Any, number: int, path: Path, root: Path) -> Sample:
     check_answers(turns, where)
     if marks(turns) != len(images):
         raise DataError(f"{where}: has {marks(turns)} <image> marks but {len(images)} images")
-    return Sample(str(item.get("id", number)), tuple(turns), tuple(image_ref(image, root) for image in images))
+    return Sample(
+        str(item.get("id", number)),
+        tuple(turns),
+        tuple(image_ref(image, root) for image in images),
+        answers=_texts(item, "answers", where),
+        choices=_texts(item, "choices", where),
+    )
+
+
+def _texts(item: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
+    found = item.get(field) or []
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise DataError(f"{where}: '{field}' is not a list of texts")
+    return tuple(found)

@@ -92,6 +92,24 @@ def test_conversations(save: Save, column: str) -> None:
     assert sample.turns == (Turn("user", (0, "a?")), Turn("assistant", ("b",)))
 
 
+def test_answers_of_several_people_are_kept(save: Save) -> None:
+    """As VQAv2 has them: the first is learned, all judge."""
+    people = [[{"answer": "cat", "answer_id": 1}, {"answer": "a cat", "answer_id": 2}]]
+    [sample] = read(save({"question": ["?"], "answers": people}))
+    assert sample.answer == "cat" and sample.answers == ("cat", "a cat") and sample.choices == ()
+    [alone] = read(save({"question": ["?"], "answers": [["cat"]]}))
+    assert alone.answers == ()
+
+
+@pytest.mark.parametrize("answer", [2, "2", "C", "blue"])
+def test_the_answer_may_be_the_number_or_the_letter_of_a_choice(save: Save, answer: Any) -> None:
+    columns = {"question": ["?"], "answer": [answer], "options": [["red", "a", "blue"]]}
+    [sample] = read(f"{save(columns)}?choices=options&metric=choice")
+    assert sample.answer == "blue" and sample.choices == ("red", "a", "blue") and sample.metric == "choice"
+    [unasked] = read(save(columns))
+    assert unasked.answer == str(answer) and unasked.choices == (), "without being told so nothing is changed"
+
+
 def test_columns_may_be_named(save: Save) -> None:
     spec = save({"ask": ["a?"], "said": [3], "pic": STRUCT[:1]})
     [sample] = read(f"{spec}?question=ask&answer=said&image=pic")

@@ -47,6 +47,12 @@ def test_items(tmp_path: Path, name: str) -> None:
     assert [turn.role for turn in samples[5].turns] == ["system", "user", "assistant"]
 
 
+def test_what_several_people_said_and_choices(tmp_path: Path) -> None:
+    item = {"conversations": talk("a?", "b"), "answers": ["b", "c"], "choices": ["b", "d"]}
+    [sample] = parse(f"llava:{write_llava(tmp_path, [item])}?metric=vqa").samples("train") or []
+    assert (sample.answers, sample.choices, sample.metric) == (("b", "c"), ("b", "d"), "vqa")
+
+
 def test_paths_may_be_relative_to_another_folder(tmp_path: Path) -> None:
     path = write_llava(tmp_path / "pictures", ITEMS[:1])
     moved = path.rename(tmp_path / "talk.json")
@@ -92,6 +98,8 @@ MALFORMED: dict[str, Any] = {
     "has 1 <image> marks but 0 images": {"id": "x", "conversations": talk("<image>", "b")},
     "'image' is neither a path nor a list": {"id": "x", "image": 7, "conversations": talk("<image>", "b")},
     "'image' is neither a path": {"id": "x", "image": ["red.png", None], "conversations": talk("<image>", "b")},
+    "'answers' is not a list of texts": {"id": "x", "conversations": talk("a", "b"), "answers": "b"},
+    "'choices' is not a list of texts": {"id": "x", "conversations": talk("a", "b"), "choices": [1]},
     "ends without an answer": {"id": "x", "conversations": talk("a", "b", "c")},
     "turn 1 is an answer with an <image> mark": {"id": "x", "image": "red.png", "conversations": talk("a", "<image>")},
 }
