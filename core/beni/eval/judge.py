@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from beni.data.batch import Pictures, Prepare, dummy_document
 from beni.data.document import Composer, Document
 from beni.data.images import mean_colour
-from beni.data.padded import pad
 from beni.errors import ImageError
+from beni.eval.generate import Sampling, answer_texts
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
 from beni.sample import Sample
@@ -70,31 +69,6 @@ def judge(
     model.train(was_training)
     merged = {number: answer for share in processes.gather(found) for number, answer in share.items()}
     return [merged[number] for number in range(len(samples))]
-
-
-def answer_texts(
-    model: BeniForConditionalGeneration,
-    composer: Composer,
-    documents: Sequence[Document],
-    max_new_tokens: int,
-    pictures: Pictures | None = None,
-    synced: bool = False,
-) -> list[str]:
-    """The greedy continuation of each prompt, as text; `synced` where several processes generate together."""
-    tokenizer = composer.template.tokenizer
-    stop = sorted(composer.template.stop_ids)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
-    inputs = _to(pad(documents, pictures or Pictures(composer), pad_id), model.device)
-    with torch.no_grad():
-        out = model.generate(
-            **inputs,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=stop,
-            pad_token_id=pad_id,
-            synced_gpus=synced,
-        )
-    return tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -169,7 +143,8 @@ def _answer(
             errors[number] = str(error)
     asked = [(number, document) for number, document in batch if number not in errors]
     prompts = [document for _, document in asked] or [dummy_document(composer)]  # generate as often as everybody else
-    texts = answer_texts(model, composer, prompts, max_new_tokens, pictures, processes.world > 1)
+    sampling = Sampling(max_new_tokens)
+    texts = answer_texts(model, composer, prompts, sampling, pictures, processes.world > 1)
     answers = dict(zip((number for number, _ in asked), texts, strict=False))
     out = {}
     for number, document in batch:
@@ -177,10 +152,3 @@ def _answer(
         hit = number in answers and same(text, sample.answer)
         out[number] = Prediction(sample.id, text, sample.answer, hit, sample.tags, errors.get(number, ""))
     return out
-
-
-def _to(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    def move(value: Any) -> Any:
-        return {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
-
-    return {name: move(value) for name, value in inputs.items()}
