@@ -9,7 +9,7 @@ from beni.sample import IMAGE_MARK, ImageRef, Sample, Turn, split_marks
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns of the user and of a model, the user first, and the pictures in them. Saying something makes another one."""
+    """Turns of the user and of a model, and the pictures in them. Saying something makes another conversation."""
 
     turns: tuple[Turn, ...] = ()
     images: tuple[ImageRef, ...] = ()

@@ -24,7 +24,7 @@ def overlay(picture: Image.Image, heat: np.ndarray, most: float) -> Image.Image:
         most: the weight of a cell that gets the strongest colour; common to pictures that are to be compared.
     """
     scale = LONGEST_SIDE / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     tiny = max(picture.size) <= TINY_SIDE  # its pixels are squares; smoothing would invent what is between them
     resized = picture.convert("L").resize(size, Image.Resampling.NEAREST if tiny else Image.Resampling.LANCZOS)
     relative = Image.fromarray((heat / most if most > 0 else heat).astype(np.float32))

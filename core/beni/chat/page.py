@@ -1,4 +1,7 @@
-"""The page: what is typed goes to a `Session`, and what it yields is shown. Needs Gradio (`pip install 'beni[demo]'`)."""
+"""The page: what is typed goes to a `Session`, and what comes of it is shown.
+
+Needs Gradio (`pip install 'beni[demo]'`).
+"""
 
 import html
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +11,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from beni.chat.conversation import Conversation
-from beni.chat.drawing import LONGEST_SIDE, overlays
+from beni.chat.drawing import LONGEST_SIDE, RAMP, overlays
 from beni.chat.session import Session
 from beni.chat.sight import Looks, Sight
 from beni.chat.talker import Talker
@@ -40,36 +43,40 @@ def page(talkers: Sequence[Talker]) -> gr.Blocks:
     """The page of one model, or of two side by side."""
     with gr.Blocks(title=" and ".join(talker.name for talker in talkers), analytics_enabled=False) as blocks:
         session = gr.State(Session.of(talkers))
-        with gr.Row(elem_classes="models"):
-            columns = [_column(talker) for talker in talkers]
+        with gr.Row():
+            chats = [_chat(talker) for talker in talkers]
         box = gr.MultimodalTextbox(
             file_types=["image"],
             file_count="multiple",
             placeholder="Ask something; add pictures with the clip, or drop them here",
             show_label=False,
             autofocus=True,
-            stop_btn=True,
-            elem_classes="ask",
         )
-        with gr.Accordion("How words are chosen", open=False, elem_classes="sampling"), gr.Row():
+        with gr.Accordion("How words are chosen", open=False), gr.Row():
             temperature = gr.Slider(0, 2, DEFAULT.temperature, step=0.05, label="Temperature", info="0: the likeliest")
             top_p = gr.Slider(0.05, 1, DEFAULT.top_p, step=0.05, label="Top p", info="1: from all words")
             longest = gr.Slider(1, 1024, DEFAULT.max_new_tokens, step=1, label="Longest answer", info="in tokens")
             seed = gr.Number(DEFAULT.seed, precision=0, minimum=0, label="Seed", info="of what is drawn")
         again = gr.Button("New conversation", variant="secondary", size="sm", elem_classes="again")
+        with gr.Row():
+            columns = [
+                _column(talker, chat, alone=len(talkers) == 1) for talker, chat in zip(talkers, chats, strict=True)
+            ]
         shown = [part for column in columns for part in column]
 
         def ask(
-            message: dict[str, Any], now: Session, temperature: float, top_p: float, longest: float, seed: float
+            message: dict[str, Any], before: Session, temperature: float, top_p: float, longest: float, seed: float
         ) -> Iterator[Update]:
             """A question with its pictures to every model; answers come word by word."""
+            now = before
             try:
                 sampling = Sampling(int(longest), temperature, top_p, int(seed))
                 images = [ImageRef(path=path) for path in message.get("files") or ()]
-                for step in now.ask(talkers, message.get("text") or "", images, sampling):
-                    yield {box: None, session: step, **_show(step, columns, talkers)}
+                for now in before.ask(talkers, message.get("text") or "", images, sampling):
+                    yield {box: _BUSY, session: now, **_show(now, columns)}
+                yield {box: _READY, session: now, **_show(now, columns)}
             except BeniError as error:
-                yield {box: message, session: now, **_show(now, columns, talkers)}
+                yield {box: _READY | {"value": message}, session: before, **_show(before, columns)}
                 raise gr.Error(str(error), duration=None, print_exception=False) from error
 
         asked = box.submit(
@@ -81,14 +88,14 @@ def page(talkers: Sequence[Talker]) -> gr.Blocks:
             concurrency_limit=1,
             show_progress="hidden",
         )
-        box.stop(None, cancels=asked, api_visibility="private")
+        box.stop(lambda: _READY, None, box, cancels=asked, api_visibility="private")
 
         def begin() -> Update:
             """Forget what was said."""
             new = Session.of(talkers)
-            return {session: new, **_show(new, columns, talkers)}
+            return {box: _READY, session: new, **_show(new, columns)}
 
-        again.click(begin, None, [session, *shown], api_name="new", cancels=asked, show_progress="hidden")
+        again.click(begin, None, [box, session, *shown], api_name="new", cancels=asked, show_progress="hidden")
         for number, column in enumerate(columns):
             menus = [column.sight, column.layer, column.word]
             gr.on(
@@ -140,10 +147,10 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def _column(talker: Talker) -> Column:
-    with gr.Column(min_width=320, elem_classes="model"):
+def _chat(talker: Talker) -> gr.Chatbot:
+    with gr.Column(min_width=320):
         gr.HTML(f"<h2>{html.escape(talker.name)}</h2><p>{html.escape(talker.parts)}</p>", elem_classes="about")
-        chat = gr.Chatbot(
+        return gr.Chatbot(
             show_label=False,
             height=380,
             buttons=[],
@@ -151,19 +158,26 @@ def _column(talker: Talker) -> Column:
             placeholder="Nothing was said yet.",
             elem_classes="chat",
         )
-        with gr.Group(elem_classes="where"):
-            found = gr.HTML(elem_classes="maps", value=_NO_MAP)
-            with gr.Row(elem_classes="menus"):
-                sight = gr.Dropdown([], label="Where it looked", visible=False, min_width=180, scale=3)
-                layer = gr.Dropdown([], label="Layer", visible=False, min_width=90, scale=1)
-                word = gr.Dropdown([], label="Word", visible=False, min_width=110, scale=2)
+
+
+def _column(talker: Talker, chat: gr.Chatbot, alone: bool) -> Column:
+    with gr.Column(min_width=320, elem_classes="where"):
+        gr.HTML("<h3>Where it looks</h3>" if alone else f"<h3>Where {html.escape(talker.name)} looks</h3>")
+        sight = gr.Dropdown([], label="Weights", visible=False)
+        with gr.Row():
+            layer = gr.Dropdown([], label="Layer", visible=False, min_width=130)
+            word = gr.Dropdown([], label="Word", visible=False, min_width=130)
+        found = gr.HTML(elem_classes="maps", value=_NO_MAP)
     return Column(chat, found, sight, layer, word)
 
 
-_NO_MAP = "<p class='note'>Where the model looks is shown here when it has answered.</p>"
+_NO_MAP = "<p class='note'>A heat map over the pictures, when it has answered.</p>"
+_BUSY = gr.update(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
+_READY = gr.update(submit_btn=True, stop_btn=False)
+"""The box of the question, while models answer and when they have."""
 
 
-def _show(session: Session, columns: Sequence[Column], talkers: Sequence[Talker]) -> Update:
+def _show(session: Session, columns: Sequence[Column]) -> Update:
     """All columns as a session has them."""
     update: Update = {}
     for side, column in zip(session.sides, columns, strict=True):
@@ -242,10 +256,10 @@ def maps(looks: Looks, sight: int = 0, layer: int = ALL_LAYERS, word: int = ALL_
     for number, (drawn, heat) in enumerate(zip(overlays(looks.pictures, heats), heats, strict=True), start=1):
         name = f"picture {number}" if len(heats) > 1 else "the picture"
         told = f"{heat.sum():.0%} of the weight on {name}"
-        figures.append(
-            f"<figure><img src='{embed(drawn, LONGEST_SIDE).uri}' alt='heat map: {told}'><figcaption>{told}</figcaption>"
-            f"</figure>"
-        )
+        image = f"<img src='{embed(drawn, LONGEST_SIDE).uri}' alt='heat map: {told}'>"
+        figures.append(f"<figure>{image}<figcaption>{told}</figcaption></figure>")
     rest = max(0.0, 1 - sum(float(heat.sum()) for heat in heats))
-    note = f"<p class='note'>{rest:.0%} elsewhere</p>" if rest >= 0.005 else ""
+    colours = ", ".join(f"rgb{colour}" for colour in RAMP)
+    scale = f"<i style='background: linear-gradient(to right, {colours})'></i>"
+    note = f"<p class='note'>none {scale} most; {rest:.0%} of the weight elsewhere</p>"
     return f"<div class='figures'>{''.join(figures)}</div>{note}"

@@ -1,7 +1,7 @@
 """One page's talk with one or two models: the same questions to all, and what each of them said and looked at."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from beni.chat.conversation import Conversation
 from beni.chat.sight import Looks, look
@@ -50,9 +50,11 @@ class Session:
         for number, (talker, conversation) in enumerate(zip(talkers, asked, strict=True)):
             said = Said("", ())
             for said in talker.answer(conversation, sampling):
-                session = session._with(number, Side(conversation.answer(said.text)))
-                yield session
-            session = session._with(number, replace(session.sides[number], looks=look(talker, conversation, said)))
+                if said.text:
+                    session = session._with(number, Side(conversation.answer(said.text)))
+                    yield session
+            looks = look(talker, conversation, said)
+            session = session._with(number, Side(conversation.answer(said.text), looks))
             yield session
 
     def _with(self, number: int, side: Side) -> "Session":

@@ -1,8 +1,8 @@
 """Where a model looked when it wrote an answer: weights that its parts tell, brought to the places they stand for.
 
-The answer is read once more, in one pass in which somebody listens (`beni.nn.looks`). Every number shown is one that the
-model has computed with, or a mean of such; where tokens of a connector have no place of their own (latents), what the
-answer reads of them is multiplied by what they read of the picture.
+The answer is read once more, in one pass in which somebody listens (`beni.nn.looks`). Every number shown is one that
+the model has computed with, or a mean of such; where tokens of a connector have no place of their own (latents), what
+the answer reads of them is multiplied by what they read of the picture.
 
 Shapes: L layers, A words (tokens) of the answer, S spots, V visual tokens, M visual memory, T positions, N tokens of an
 encoder's maps.
@@ -114,7 +114,9 @@ def look(talker: Talker, asked: Conversation, said: Said) -> Looks:
         tuple(pictures),
         tuple(str(tokenizer.decode([word])) for word in words),
         sights,
-        "" if sights else "This model has no weights that say where it looks: its visual tokens have no place in the "
+        ""
+        if sights
+        else "This model has no weights that say where it looks: its visual tokens have no place in the "
         "picture, and its connector does not tell what they read.",
     )
 
@@ -169,7 +171,9 @@ def _sights(
         found.append(placed("answer, by cross-attention", _onto(memory_LAM, placement.memory_M, len(places))))
     if len(placement.at_V):
         row_LAT = torch.stack(told.itself)
-        found.append(placed("answer, by self-attention", _onto(row_LAT[..., placement.at_V], placement.source_V, len(places))))
+        found.append(
+            placed("answer, by self-attention", _onto(row_LAT[..., placement.at_V], placement.source_V, len(places)))
+        )
     for owner, readings in owners.items():
         found.append(_reading_sight(f"visual tokens, in the {owner}", readings, encoders, layouts))
     yield from (sight for sight in found if sight is not None)
@@ -208,9 +212,7 @@ def _latents(readings: Sequence[Reading], count: int) -> tuple[Reading, Float[Te
         return None
     total = sum(grid.count for grid in readings[0].grids)
     dense = [
-        torch.cat(
-            [torch.zeros(len(r.weights_VR), total).scatter_add(1, r.index_VR, r.weights_VR) for r in layer]
-        )
+        torch.cat([torch.zeros(len(r.weights_VR), total).scatter_add(1, r.index_VR, r.weights_VR) for r in layer])
         for layer in layers
     ]
     return readings[0], torch.stack(dense).mean(0)

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,28 +85,19 @@ class Talker:
         tokens = _Tokens()
         left = _Left()
 
-        def generate() -> None:
+        with ThreadPoolExecutor(1, "generate") as pool:
+            call = pool.submit(
+                answer_ids, self.model, self.composer, [document], sampling, streamer=tokens, stopping=[left]
+            )
+            call.add_done_callback(lambda _: tokens.queue.put(None))
+            ids: list[int] = []
             try:
-                answer_ids(
-                    self.model, self.composer, [document], sampling, streamer=tokens, stopping=[left]
-                )
-            except BaseException as error:
-                tokens.queue.put(error)  # it is the reader's
-            else:
-                tokens.queue.put(None)
-
-        thread = threading.Thread(target=generate, daemon=True)
-        thread.start()
-        ids: list[int] = []
-        try:
-            while (token := tokens.queue.get()) is not None:
-                if isinstance(token, BaseException):
-                    raise token
-                ids.append(token)
-                yield self._said(ids, whole=False)
-        finally:
-            left.flag.set()
-            thread.join()
+                while (token := tokens.queue.get()) is not None:
+                    ids.append(token)
+                    yield self._said(ids, whole=False)
+            finally:
+                left.flag.set()
+            call.result()
         yield self._said(ids, whole=True)
 
     def _said(self, ids: list[int], whole: bool) -> Said:
@@ -149,7 +141,7 @@ class _Tokens(BaseStreamer):
     """Hands tokens to another thread; the prompt, which comes first, is left out."""
 
     def __init__(self) -> None:
-        self.queue: queue.Queue[int | BaseException | None] = queue.Queue()
+        self.queue: queue.Queue[int | None] = queue.Queue()
         self.started = False
 
     def put(self, value: torch.Tensor) -> None:
@@ -167,5 +159,5 @@ class _Left(StoppingCriteria):
     def __init__(self) -> None:
         self.flag = threading.Event()
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return torch.full((len(input_ids),), self.flag.is_set(), device=input_ids.device)

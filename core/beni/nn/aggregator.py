@@ -92,8 +92,8 @@ class AggregationLayer(nn.Module):
         z_VH: Float[Tensor, "V H"],
         keys: Sequence[Float[Tensor, "V _ C"]],
         visible: Sequence[Bool[Tensor, "V _"]],
-    ) -> list[Float[Tensor, "V heads _"]]:
-        """The share of each encoder's tokens in what `read` takes; all of a query's sum to one."""
+    ) -> list[Float[Tensor, "V _ _"]]:
+        """[V, heads, R] the share of each encoder's tokens in what `read` takes; in a head all of them sum to one."""
         raise NotImplementedError
 
 
@@ -119,7 +119,7 @@ class JointLayer(AggregationLayer):
         z_VH: Float[Tensor, "V H"],
         keys: Sequence[Float[Tensor, "V _ C"]],
         visible: Sequence[Bool[Tensor, "V _"]],
-    ) -> list[Float[Tensor, "V heads _"]]:
+    ) -> list[Float[Tensor, "V _ _"]]:
         return list(self.cross_attn.weights(z_VH, keys, visible).split(self.sizes, dim=-1))
 
 
@@ -157,7 +157,7 @@ class SeparateLayer(AggregationLayer):
         z_VH: Float[Tensor, "V H"],
         keys: Sequence[Float[Tensor, "V _ C"]],
         visible: Sequence[Bool[Tensor, "V _"]],
-    ) -> list[Float[Tensor, "V heads _"]]:
+    ) -> list[Float[Tensor, "V _ _"]]:
         weights_VS = self.weight_mlp(query).softmax(-1) if len(keys) > 1 else query.new_ones(len(query), 1)
         found = []
         for index, (keys_VRC, visible_VR) in enumerate(zip(keys, visible, strict=True)):

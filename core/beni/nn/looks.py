@@ -95,8 +95,8 @@ class Listener:
             )
         )
 
-    def windows(self, reader: nn.Module, weights: Sequence[Float[Tensor, "V H _"]], windows: Windows) -> None:
-        """Tell what queries read of their windows; weights for each encoder, as `windows.keys`."""
+    def windows(self, reader: nn.Module, weights: Sequence[Float[Tensor, "V _ _"]], windows: Windows) -> None:
+        """Tell what queries read of their windows: for each encoder [queries, heads, R] weights of `windows.keys`."""
         assert windows.under is not None, "they are known while somebody listens"
         for encoder, (weights_VHR, (grids, index_VR)) in enumerate(zip(weights, windows.under, strict=True)):
             self.readings.append(

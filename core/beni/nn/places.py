@@ -63,9 +63,7 @@ def merged_places(layout: ImageLayout, crops: Sequence[Crop], tile: Grid, spec: 
     canvas = Size(layout.merge.tiles.cols * crops[0].canvas.width, layout.merge.tiles.rows * crops[0].canvas.height)
     whole = _whole(crops, canvas)
     down, across = _edges(layout.merge, tile, layout.size, crops[0].canvas, spec)
-    return [
-        _place(Box(left, top, right, bottom), whole) for top, bottom in down for left, right in across
-    ]
+    return [_place(Box(left, top, right, bottom), whole) for top, bottom in down for left, right in across]
 
 
 def _whole(crops: Sequence[Crop], canvas: Size) -> Crop:
@@ -102,9 +100,7 @@ def _edges(
             return number * pitch + (token - number * length) * step
 
         first, per = kept[side].start, len(kept[side]) / shape[side]
-        found.append(
-            [(at(first + n * per, False), at(first + (n + 1) * per, True)) for n in range(shape[side])]
-        )
+        found.append([(at(first + n * per, False), at(first + (n + 1) * per, True)) for n in range(shape[side])])
     return found[0], found[1]
 
 
