@@ -68,5 +68,7 @@ def test_an_answer_is_stopped(window: Any) -> None:
     window.keyboard.press("Tab")
     window.fill("textarea", "how many?")
     window.keyboard.press("Enter")
-    window.wait_for_function("document.querySelectorAll('.chat')[0].querySelectorAll('.user').length >= 2")
+    said = "[...document.querySelectorAll('.chat')].every(chat => chat.innerText.includes('how many?'))"
+    window.wait_for_function(said, timeout=WAIT_MS)
     window.wait_for_selector(".submit-button", timeout=WAIT_MS)
+    assert window.input_value("textarea") == "", "the box is empty behind the second question, too"

@@ -57,6 +57,7 @@ def test_seeds_decide_what_is_drawn() -> None:
     assert len({drawn(Sampling(12, 5.0, seed=seed)) for seed in range(4)}) > 1
     assert drawn(Sampling(12, 5.0, top_p=1e-6)) == drawn(GREEDY), "of the likeliest alone"
     assert drawn(Sampling(12, 1e-4)) == drawn(GREEDY)
+    assert drawn(Sampling(12, temperature=5, top_p=1)) == drawn(hot), "whole numbers, as a page sends them"
 
 
 def test_all_words_may_be_drawn() -> None:

@@ -73,15 +73,19 @@ def page(talkers: Sequence[Talker]) -> gr.Blocks:
                 sampling = Sampling(int(longest), temperature, top_p, int(seed))
                 images = [ImageRef(path=path) for path in message.get("files") or ()]
                 for now in before.ask(talkers, message.get("text") or "", images, sampling):
-                    yield {box: _BUSY, session: now, **_show(now, columns)}
+                    yield {session: now, **_show(now, columns)}
                 yield {box: _READY, session: now, **_show(now, columns)}
             except BeniError as error:
                 yield {box: _READY | {"value": message}, session: before, **_show(before, columns)}
                 raise gr.Error(str(error), duration=None, print_exception=False) from error
 
-        asked = box.submit(
+        sent = gr.MultimodalTextbox(visible=False)
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        taken = box.submit(lambda message: (message, _BUSY), box, [sent, box], **quick)
+        emptied = taken.then(lambda: _EMPTY, None, box, **quick)  # not with the buttons: then it stays as it is
+        asked = emptied.then(
             ask,
-            [box, session, temperature, top_p, longest, seed],
+            [sent, session, temperature, top_p, longest, seed],
             [box, session, *shown],
             api_name="ask",
             concurrency_id=TURN,
@@ -172,7 +176,8 @@ def _column(talker: Talker, chat: gr.Chatbot, alone: bool) -> Column:
 
 
 _NO_MAP = "<p class='note'>A heat map over the pictures, when it has answered.</p>"
-_BUSY = gr.update(value={"text": "", "files": []}, submit_btn=False, stop_btn=True)
+_EMPTY = {"text": "", "files": []}
+_BUSY = gr.update(submit_btn=False, stop_btn=True)
 _READY = gr.update(submit_btn=True, stop_btn=False)
 """The box of the question, while models answer and when they have."""
 

@@ -45,8 +45,8 @@ class Sampling:
         return {
             "max_new_tokens": self.max_new_tokens,
             "do_sample": True,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
+            "temperature": float(self.temperature),  # transformers refuses whole numbers
+            "top_p": float(self.top_p),
             "top_k": 0,  # transformers would look at the best 50 alone
         }
 
