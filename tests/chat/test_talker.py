@@ -85,11 +85,16 @@ def test_leaving_ends_the_generation() -> None:
     one = talker("inline")
     steps: list[int] = []
     hook = one.model.llm.register_forward_pre_hook(lambda module, args: steps.append(1))
-    answer = one.answer(ASKED, Sampling(500, temperature=50.0))
+    word = torch.tensor(sorted(set(range(20)) - one.composer.template.stop_ids)[-1])
+    endless = one.model.get_output_embeddings().register_forward_hook(
+        lambda module, args, logits: logits.index_fill(-1, word, 99.0)
+    )
+    answer = one.answer(ASKED, Sampling(500))
     next(answer)
     answer.close()
     hook.remove()
-    assert len(steps) < 400
+    endless.remove()
+    assert len(steps) < 400, "it would have gone on to 500"
     assert not any(thread.name.startswith("generate") for thread in threading.enumerate())
 
 
