@@ -216,6 +216,9 @@ class Windows:
     """Which of them are picture, not padding."""
     context_VC: Float[Tensor, "V C"]
     """A summary of the image that the visual token belongs to."""
+    under: tuple[tuple[tuple[Grid, ...], Int[Tensor, "V _"]], ...] | None = None
+    """For each encoder the grid of each crop's map, and the numbers of the R tokens in `keys` among the tokens of all
+    crops: what is needed to show where they are, and there only while somebody listens (`beni.nn.looks`)."""
 
     def at(self, index_V: Int[Tensor, " V"]) -> "Windows":
         """Those of some visual tokens."""
@@ -223,6 +226,7 @@ class Windows:
             tuple(keys[index_V] for keys in self.keys),
             tuple(v[index_V] for v in self.visible),
             self.context_VC[index_V],
+            self.under and tuple((grids, number_VR[index_V]) for grids, number_VR in self.under),
         )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from beni.eval.answers import answers, read_answers, write_answers
-from beni.eval.judge import Prediction
+from beni.eval.prediction import Prediction
 from beni.sample import ImageRef, Sample, Turn, vqa_sample
 
 ITEMS = {

@@ -17,7 +17,8 @@ from beni.data.images import mean_colour
 from beni.errors import DataError
 from beni.eval import choice
 from beni.eval.choice import Offered, log_likelihoods, offered, rows
-from beni.eval.judge import Prediction, judge, summary
+from beni.eval.judge import judge
+from beni.eval.prediction import Prediction, summary
 from beni.model.build import Built
 from beni.processes import processes
 from beni.sample import ImageRef, Sample, Turn

@@ -1,6 +1,6 @@
 import pytest
 
-from beni.eval.judge import Prediction
+from beni.eval.prediction import Prediction
 from beni.report import choose_shown
 from beni.sample import Sample, Turn
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from beni.config import run_config_from_dict
-from beni.eval.judge import Prediction
+from beni.eval.prediction import Prediction
 from beni.report import write_report
 from beni.sample import ImageRef, Sample, Turn, vqa_sample
 from tests.report.drawn import picture

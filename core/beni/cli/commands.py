@@ -4,23 +4,27 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from tqdm import tqdm
 
+from beni.chat.conversation import Conversation
 from beni.cli import describe
 from beni.cli.options import parse, parse_stages
 from beni.config import RunOptions, choose
 from beni.data.spec import judged
 from beni.errors import BeniError, ConfigError, PluginError
-from beni.eval.judge import Prediction, answer_texts, judge, subset, summary
+from beni.eval.generate import Sampling, answer_texts
+from beni.eval.judge import judge, subset
+from beni.eval.prediction import Prediction, summary
 from beni.eval.saved import load_saved
 from beni.interfaces import load
 from beni.processes import processes
 from beni.registry import GROUPS, Plugin, available, find
-from beni.sample import IMAGE_MARK, Sample, Turn, image_ref
+from beni.sample import image_ref
 from beni.training.run import train as run_training
 from beni.training.stages import train_stages
 
@@ -107,8 +111,7 @@ class GenerateOptions:
     """The question; `<image>` marks say where images go, by default in front."""
     image: tuple[str, ...] = ()
     """Paths or URLs of images."""
-    max_new_tokens: int = 64
-    """Longest answer in tokens."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
 def generate(arguments: Sequence[str], program: str) -> None:
@@ -116,13 +119,9 @@ def generate(arguments: Sequence[str], program: str) -> None:
     options = parse(GenerateOptions, arguments, program)
     with processes(RunOptions()) as procs:
         model, composer = load_saved(options.model, procs.device)
-        text = options.prompt
-        if IMAGE_MARK not in text and options.image:
-            text = IMAGE_MARK * len(options.image) + "\n" + text
-        turns = (Turn.user(text), Turn("assistant", ("",)))
-        sample = Sample("prompt", turns, tuple(image_ref(image) for image in options.image))
-        document = composer.compose(sample, prompt_only=True)
-        [answer] = answer_texts(model, composer, [document], options.max_new_tokens)
+        said = Conversation().ask(options.prompt, [image_ref(image) for image in options.image])
+        document = composer.compose(said.sample(), prompt_only=True)
+        [answer] = answer_texts(model, composer, [document], options.sampling)
         print(answer.strip())
 
 

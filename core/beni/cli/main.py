@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train, judge and save a model",
     "evaluate": "judge a saved model on data",
     "generate": "answer a question about images with a saved model",
+    "chat": "a page to talk to one or two saved models, and to see where they look",
     "export": "write a saved model as a class of Transformers' own",
     "sweep": "train all combinations of options, and compare them",
     "throughput": "measure what combinations of parts cost to train",
@@ -49,6 +50,7 @@ def run(command: str, arguments: Sequence[str] | None = None, program: str | Non
     """Run one command; scripts in `experiments/` come in here."""
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     from beni.cli import (  # torch and transformers are imported only when a command runs
+        chat,
         check,
         commands,
         export,
@@ -61,6 +63,7 @@ def run(command: str, arguments: Sequence[str] | None = None, program: str | Non
         "train": commands.train,
         "evaluate": commands.evaluate,
         "generate": commands.generate,
+        "chat": chat.chat,
         "export": export.export,
         "sweep": sweep.sweep,
         "throughput": throughput.throughput,

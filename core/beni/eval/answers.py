@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from beni.eval.judge import Prediction
+from beni.eval.prediction import Prediction
 from beni.sample import Sample
 
 

@@ -1,23 +1,21 @@
 """Answers to items, and what they are worth: greedy words, or the likeliest of given choices."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from beni.data.batch import Pictures, dummy_document
 from beni.data.document import Composer, Document
 from beni.data.images import blank_image, image_size
-from beni.data.padded import pad
 from beni.errors import ImageError
 from beni.eval.choice import Offered, log_likelihoods, offered, rows
-from beni.eval.interval import clustered, numbered
+from beni.eval.generate import Sampling, answer_texts
 from beni.eval.metrics import check, score
+from beni.eval.prediction import Prediction, images_of
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
 from beni.sample import ImageRef, Sample
@@ -25,31 +23,6 @@ from beni.sample import ImageRef, Sample
 LENGTH_STEP = 32
 """Prompts whose lengths agree up to this many tokens share a batch; inside, the order of the data is kept, so that
 questions about one image stay together and the image is encoded once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The answer to one item."""
-
-    id: str
-    prediction: str
-    target: str
-    score: float
-    """The share of the credit, 0 to 1, by the item's metric."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    error: str = ""
-    """Why there is no answer (an unreadable image); such an item counts as wrong."""
-    images: str = ""
-    """Equal for items about the same images, all of them and in the same order: their answers are not independent."""
-
-    @property
-    def correct(self) -> bool:
-        """Whether it gets the whole credit."""
-        return self.score == 1
-
-    def line(self) -> dict[str, Any]:
-        """For a file of one JSON object per line."""
-        return asdict(self) | {"correct": self.correct}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,66 +93,7 @@ def _shared_out(
 
 def _judged(sample: Sample, said: Said) -> Prediction:
     worth = 0.0 if said.error else score(said.text, sample)
-    return Prediction(sample.id, said.text, sample.answer, worth, sample.tags, said.error, _images(sample))
-
-
-def _images(sample: Sample) -> str:
-    """An item without images is like no other."""
-    digest = hashlib.sha1(usedforsecurity=False)
-    for key in [image.key for image in sample.images] or [f"{sample.id} has none"]:
-        digest.update(key if isinstance(key, bytes) else key.encode("utf-8", "surrogateescape"))
-        digest.update(b"\0")
-    return digest.hexdigest()[:16]
-
-
-def answer_texts(
-    model: BeniForConditionalGeneration,
-    composer: Composer,
-    documents: Sequence[Document],
-    max_new_tokens: int,
-    pictures: Pictures | None = None,
-    synced: bool = False,
-) -> list[str]:
-    """The greedy continuation of each prompt, as text; `synced` where several processes generate together."""
-    tokenizer = composer.template.tokenizer
-    stop = sorted(composer.template.stop_ids)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0]
-    inputs = _to(pad(documents, pictures or Pictures(composer), pad_id), model.device)
-    with torch.no_grad():
-        out = model.generate(
-            **inputs,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=stop,
-            pad_token_id=pad_id,
-            synced_gpus=synced,
-        )
-    return tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Accuracy over all items and for every value of every tag, each with its 95 % interval (`clustered`)."""
-    by_tag: dict[str, list[Prediction]] = defaultdict(list)
-    for p in predictions:
-        for name, value in p.tags.items():
-            by_tag[f"{name}={value}"].append(p)
-    return {
-        **_accuracy(predictions),
-        "by_tag": {tag: _accuracy(these) for tag, these in sorted(by_tag.items())},
-        "unreadable": sum(bool(p.error) for p in predictions),
-    }
-
-
-def _accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    if not predictions:
-        return {"items": 0, "accuracy": None, "interval": None}
-    scores_N = np.array([p.score for p in predictions], dtype=float)
-    groups_N = numbered([p.images for p in predictions])
-    return {
-        "items": len(predictions),
-        "accuracy": float(scores_N.mean()),
-        "interval": list(clustered(scores_N, groups_N)),
-    }
+    return Prediction(sample.id, said.text, sample.answer, worth, sample.tags, said.error, images_of(sample))
 
 
 def subset(samples: Sequence[Sample], limit: int, seed: int = 0) -> list[Sample]:
@@ -233,7 +147,7 @@ def _answer(
     errors = _unreadable(pictures, dict(batch))
     asked = [(number, document) for number, document in batch if number not in errors]
     prompts = [document for _, document in asked] or [dummy_document(composer)]  # generate as often as everybody else
-    texts = answer_texts(model, composer, prompts, max_new_tokens, pictures, processes.world > 1)
+    texts = answer_texts(model, composer, prompts, Sampling(max_new_tokens), pictures, processes.world > 1)
     answers = zip((number for number, _ in asked), texts, strict=False)
     return errors | {number: Said(text.strip()) for number, text in answers}
 
@@ -260,10 +174,3 @@ def _unreadable(pictures: Pictures, documents: Mapping[int, Document]) -> dict[i
         except ImageError as error:
             errors[number] = Said("", str(error))
     return errors
-
-
-def _to(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    def move(value: Any) -> Any:
-        return {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
-
-    return {name: move(value) for name, value in inputs.items()}

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from beni.errors import ExportError, GridError, IncompatiblePartsError, PluginError
 from beni.interfaces.native import NativeProjector
 from beni.interfaces.view import View
+from beni.nn.looks import listening
 from beni.nn.merge import merge_tiles
+from beni.nn.places import Place, crop_places, merged_places
 from beni.pretrained import Loadable, LoadableConfig
 from beni.types import EncoderSpec, Features, Grid, ImageLayout, VisualTokens, Windows, count_of
 
@@ -74,6 +76,25 @@ class ConnectorConfig(LoadableConfig, ABC):
         """Visual tokens of each block of an image."""
         return tuple(map(count_of, self.shapes(layout, encoders)))
 
+    def places(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> list[Place | None]:
+        """Where in the picture each visual token is, None where that cannot be told from the layout; shows heat maps.
+
+        By default a block that is a grid covers its crop, or the tiles that were merged. A part whose grid covers
+        anything else says so here.
+        """
+        [key, *_] = encoders
+        spec, crops, shapes, merge = encoders[key], layout.crops[key], self.shapes(layout, encoders), layout.merge
+        single = len(crops) if merge is None else len(crops) - merge.tiles.count
+        if len(shapes) != single + (merge is not None):
+            return [None] * sum(map(count_of, shapes))
+        found: list[Place | None] = []
+        for shape, crop in zip(shapes, crops[:single], strict=False):
+            found += crop_places(crop, shape, spec) if isinstance(shape, Grid) else [None] * shape
+        tile = self.outs(layout, encoders)[-1]
+        if merge is not None and isinstance(tile, Grid):
+            found += merged_places(layout, crops[single:], tile, spec)
+        return found
+
     def windows(self, encoders: Mapping[str, EncoderSpec]) -> WindowSpec | None:
         """The windows that `VisualTokens` will hold, or None where the connector keeps none."""
         return None
@@ -114,7 +135,11 @@ class Connector(Loadable, ABC):
         Raises:
             PluginError: the part returned another number of tokens than its config declared.
         """
-        tokens_VD = self.project(self.join(features))
+        joined = self.join(features)
+        if listener := listening():
+            merged = any(layout.merge is not None for layout in layouts)
+            listener.about(None if merged else joined.grids)
+        tokens_VD = self.project(joined)
         outs = [self.config.outs(layout, self.encoders) for layout in layouts]
         self._promised(tokens_VD, sum(count_of(out) for crops in outs for out in crops), "`project` and `out_grid`")
         return self.deliver(merge_tiles(tokens_VD, outs, layouts), layouts)

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from beni.nn.looks import attention_weights, listening
 from beni.types import Windows
 
 Variant = Literal["joint", "sep"]
@@ -64,9 +65,11 @@ class AggregationLayer(nn.Module):
 
     def forward(self, q_VD: Float[Tensor, "V D"], windows: Windows) -> Float[Tensor, "V D"]:
         query = torch.cat([q_VD, self.proj_context(windows.context_VC)], dim=-1)
-        z_VH = self.proj_in(query)
+        z_VH = before_VH = self.proj_in(query)
         keys = [self.placed(index, keys_VRC) for index, keys_VRC in enumerate(windows.keys)]
         z_VH = self.norm(z_VH + self.read(query, z_VH, keys, windows.visible))
+        if listener := listening():
+            listener.windows(self, self.weights(query, before_VH, keys, windows.visible), windows)
         return q_VD + self.proj_out(z_VH)
 
     def placed(self, index: int, keys_VRC: Float[Tensor, "V R C"]) -> Float[Tensor, "V R C"]:
@@ -81,6 +84,16 @@ class AggregationLayer(nn.Module):
         visible: Sequence[Bool[Tensor, "V _"]],
     ) -> Float[Tensor, "V H"]:
         """What the queries take from the encoders' tokens."""
+        raise NotImplementedError
+
+    def weights(
+        self,
+        query: Float[Tensor, "V E"],
+        z_VH: Float[Tensor, "V H"],
+        keys: Sequence[Float[Tensor, "V _ C"]],
+        visible: Sequence[Bool[Tensor, "V _"]],
+    ) -> list[Float[Tensor, "V _ _"]]:
+        """[V, heads, R] the share of each encoder's tokens in what `read` takes; in a head all of them sum to one."""
         raise NotImplementedError
 
 
@@ -99,6 +112,15 @@ class JointLayer(AggregationLayer):
         visible: Sequence[Bool[Tensor, "V _"]],
     ) -> Float[Tensor, "V H"]:
         return self.cross_attn(z_VH, keys, visible)
+
+    def weights(
+        self,
+        query: Float[Tensor, "V E"],
+        z_VH: Float[Tensor, "V H"],
+        keys: Sequence[Float[Tensor, "V _ C"]],
+        visible: Sequence[Bool[Tensor, "V _"]],
+    ) -> list[Float[Tensor, "V _ _"]]:
+        return list(self.cross_attn.weights(z_VH, keys, visible).split(self.sizes, dim=-1))
 
 
 class SeparateLayer(AggregationLayer):
@@ -128,6 +150,22 @@ class SeparateLayer(AggregationLayer):
             return read[0]
         weights_VS = self.weight_mlp(query).softmax(-1)
         return torch.einsum("vs,vsh->vh", weights_VS, torch.stack(read, dim=1))
+
+    def weights(
+        self,
+        query: Float[Tensor, "V E"],
+        z_VH: Float[Tensor, "V H"],
+        keys: Sequence[Float[Tensor, "V _ C"]],
+        visible: Sequence[Bool[Tensor, "V _"]],
+    ) -> list[Float[Tensor, "V _ _"]]:
+        weights_VS = self.weight_mlp(query).softmax(-1) if len(keys) > 1 else query.new_ones(len(query), 1)
+        found = []
+        for index, (keys_VRC, visible_VR) in enumerate(zip(keys, visible, strict=True)):
+            whole = self.sizes[index] == 1  # all that it takes from this encoder is of its one token
+            part = getattr(self, f"aggregate_{index}")
+            read = query.new_ones(len(query), 1, 1) if whole else part.weights(z_VH, [keys_VRC], [visible_VR])
+            found.append(read * weights_VS[:, index, None, None])
+        return found
 
 
 class WindowAttention(nn.Module):
@@ -164,6 +202,17 @@ class WindowAttention(nn.Module):
         )
         mask_V11R = torch.cat(list(visible), dim=1)[:, None, None]
         return self.o_proj(rearrange(F.scaled_dot_product_attention(q, k, v, mask_V11R), "v h 1 k -> v (h k)"))
+
+    def weights(
+        self,
+        q_VH: Float[Tensor, "V H"],
+        keys: Sequence[Float[Tensor, "V _ H"]],
+        visible: Sequence[Bool[Tensor, "V _"]],
+    ) -> Float[Tensor, "V heads R"]:
+        """Those of `forward`."""
+        k_VRH = torch.cat([getattr(self, f"k_proj{n}")(x) for n, x in zip(self.names, keys, strict=True)], dim=1)
+        q, k = (rearrange(x, "v r (h k) -> v h r k", h=self.heads) for x in (self.q_proj(q_VH)[:, None], k_VRH))
+        return attention_weights(q, k, torch.cat(list(visible), dim=1)[:, None, None])[:, :, 0]
 
 
 class TwoLayers(nn.Module):

@@ -20,6 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from beni.errors import IncompatiblePartsError
+from beni.nn.looks import attention_weights, listening
 from beni.nn.plan import CrossPlan, RowPlan
 
 _ATEN = torch.ops.aten
@@ -77,6 +78,8 @@ def cross_attention(
 
     G key heads are each shared by H / G query heads.
     """
+    if listener := listening():
+        listener.memory.append(_memory_weights(q_THK.detach(), k_MGK.detach(), plan, scale, listener.text_A))
     outputs = []
     for index_BL, memory_BM, mask_B1LM in plan.buckets:
         q = rearrange(q_THK[index_BL], "B L H K -> B H L K")
@@ -86,6 +89,20 @@ def cross_attention(
     # all three stay in the graph of a batch in which nobody reads anything: every rank must send its gradients
     unread = 0 * (q_THK[:1] + (k_MGK[:1] + v_MGK[:1]).sum())
     return torch.cat([*outputs, unread])[plan.slot_T]
+
+
+def _memory_weights(
+    q_THK: Tensor, k_MGK: Tensor, plan: CrossPlan, scale: float | None, text_A: Tensor
+) -> Float[Tensor, "A M"]:
+    """What some positions of a single row read in `cross_attention`: mean over heads."""
+    text_A = text_A.to(q_THK.device)
+    read_AM = q_THK.new_zeros(len(text_A), len(k_MGK), dtype=torch.float32)
+    for _, memory_BM, mask_B1LM in plan.buckets:  # of a single row there is one, or none where nothing is read
+        [memory_M] = memory_BM
+        q = rearrange(q_THK[text_A], "A H K -> 1 H A K")
+        k = rearrange(k_MGK[memory_M], "M G K -> 1 G M K")
+        read_AM[:, memory_M] = attention_weights(q, k, mask_B1LM[:, :, text_A], scale)[0].mean(0)
+    return (read_AM * plan.sees_T[text_A, None]).detach().cpu()
 
 
 def _attend(
@@ -241,13 +258,35 @@ def _transformers_attention(
     if segments is not None:
         q_THK, k_TGK, v_TGK = (x[0].transpose(0, 1) for x in (query, key, value))
         return packed_attention(q_THK, k_TGK, v_TGK, segments, scaling, sliding_window, softcap, dropout)[None], None
+    causal = causal and attention_mask is None and query.shape[2] > 1
+    if listener := listening():
+        listener.itself.append(
+            _row_weights(query, key, attention_mask, scaling, softcap, causal, listener.text_A.to(query.device))
+        )
     if softcap is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal
         )
-    causal = causal and attention_mask is None and query.shape[2] > 1
     out = _attend(query, key, value, attention_mask, scaling, softcap, dropout, causal)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _row_weights(
+    q_BHTK: Tensor,
+    k_BGTK: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    causal: bool,
+    text_A: Tensor,
+) -> Float[Tensor, "A T"]:
+    """What some positions of a single row read of it: mean over heads."""
+    length = q_BHTK.shape[2]
+    if causal:
+        mask = torch.ones(length, length, dtype=torch.bool, device=q_BHTK.device).tril()
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-2], length, mask.shape[-1])[..., text_A, :]
+    return attention_weights(q_BHTK[:, :, text_A], k_BGTK, mask, scale, softcap)[0].mean(0).detach().cpu()
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _transformers_attention)

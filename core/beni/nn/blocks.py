@@ -8,6 +8,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from beni.nn.looks import attention_weights
+
 
 class GeluFeedForward(nn.Sequential):
     """LayerNorm, Linear(D→multiple·D), exact GELU, Linear back; no biases outside the norm (Flamingo's FFN)."""
@@ -48,3 +50,11 @@ def attend(
     )
     out = F.scaled_dot_product_attention(q, k, v, enable_gqa=kv_heads not in (None, heads))
     return rearrange(out, "i h n k -> i n (h k)")
+
+
+def attend_weights(
+    q: Float[Tensor, "I Q HK"], k: Float[Tensor, "I N GK"], heads: int, kv_heads: int | None = None
+) -> Float[Tensor, "I H Q N"]:
+    """The weights of `attend`, for whoever listens to what is read."""
+    q, k = (rearrange(x, "i n (h k) -> i h n k", h=n) for x, n in ((q, heads), (k, kv_heads or heads)))
+    return attention_weights(q, k)

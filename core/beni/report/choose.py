@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from beni.eval.judge import Prediction
+from beni.eval.prediction import Prediction
 from beni.sample import Sample
 
 

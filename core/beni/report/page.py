@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beni.eval.judge import Prediction
+from beni.eval.prediction import Prediction
 from beni.report.curves import Plot, make_plot
 from beni.report.parts import parts_of
 from beni.report.pictures import Picture, drawn

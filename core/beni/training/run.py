@@ -18,7 +18,8 @@ from beni.data.spec import judged as chosen_for_judging
 from beni.errors import Stopped
 from beni.eval.answers import answers, write_answers
 from beni.eval.held_out import HeldOut
-from beni.eval.judge import Prediction, judge, subset, summary
+from beni.eval.judge import judge, subset
+from beni.eval.prediction import Prediction, summary
 from beni.flops.peaks import Peak
 from beni.processes import Processes, processes
 from beni.sample import Sample

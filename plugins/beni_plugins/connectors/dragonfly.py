@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from beni.config import OfKind, Part, at_least_one, choose
 from beni.errors import GridError, IncompatiblePartsError, PluginError
 from beni.interfaces import Connector, ConnectorConfig, Provenance, View, load
+from beni.nn.looks import listening
 from beni.types import Box, Crop, EncoderSpec, Features, Grid, ImageLayout, Size, VisualTokens, count_of
 
 LOW, MEDIUM, HIGH = range(3)
@@ -162,6 +163,8 @@ class Dragonfly(Connector):
     def forward(self, features: Mapping[str, Features], layouts: Sequence[ImageLayout]) -> VisualTokens:
         crops = [crop for layout in layouts for crop in layout.crops[self.key]]
         pooled = pool(features[self.key], [self.config.window(crop) for crop in crops])
+        if listener := listening():
+            listener.about(pooled.grids if self.config.variant == "pool" and not self.prefix else None)
         tokens_VD = self.project(pooled)
         lengths = [self.prefix + count_of(self.config.out_grid(grid)) for grid in pooled.grids]
         if tokens_VD.shape != (sum(lengths), self.out_width):

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from beni.config import at_least_one
 from beni.errors import ConfigError
 from beni.interfaces import Connector, ConnectorConfig
-from beni.nn.blocks import GeluFeedForward, SwiGlu, attend
+from beni.nn.blocks import GeluFeedForward, SwiGlu, attend, attend_weights
+from beni.nn.looks import listening
 from beni.types import EncoderSpec, Features, Grid
 from beni.weights import renamed
 
@@ -133,7 +134,10 @@ class FlamingoAttention(nn.Module):
         latents_CQD = self.norm_latents(latents_CQD)
         keys = torch.cat([self.norm_media(x_CND), latents_CQD], dim=1)
         k, v = self.to_kv(keys).chunk(2, dim=-1)
-        return self.to_out(attend(self.to_q(latents_CQD), k, v, self.heads))
+        q = self.to_q(latents_CQD)
+        if listener := listening():
+            listener.crops(self, attend_weights(q, k, self.heads)[..., : x_CND.shape[1]])
+        return self.to_out(attend(q, k, v, self.heads))
 
 
 class Idefics2Resampler(nn.Module):
@@ -170,6 +174,9 @@ class Idefics2Layer(nn.Module):
     ) -> Float[Tensor, "C Q D"]:
         q_CQD = self.input_latents_norm(latents_CQD)
         keys = torch.cat([self.input_context_norm(context_CND), q_CQD], dim=1)
-        out = attend(self.q_proj(q_CQD), self.k_proj(keys), self.v_proj(keys), self.heads, self.kv_heads)
+        q, k, v = self.q_proj(q_CQD), self.k_proj(keys), self.v_proj(keys)
+        if listener := listening():
+            listener.crops(self, attend_weights(q, k, self.heads, self.kv_heads)[..., : context_CND.shape[1]])
+        out = attend(q, k, v, self.heads, self.kv_heads)
         latents_CQD = latents_CQD + self.o_proj(out)
         return latents_CQD + self.mlp(self.post_attention_layernorm(latents_CQD))

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from beni.errors import ConfigError, IncompatiblePartsError
 from beni.interfaces import Connector, ConnectorConfig, View, WindowSpec
 from beni.nn.aggregator import SEPARATE, SpatialAggregator
-from beni.types import Crop, EncoderSpec, Features, Grid, ImageLayout, VisualTokens, Windows
+from beni.nn.looks import listening
+from beni.nn.places import Place, grid_places
+from beni.types import Box, Crop, EncoderSpec, Features, Grid, ImageLayout, VisualTokens, Windows
 from beni.weights import renamed
 
 
@@ -78,6 +80,16 @@ class SvaConfig(ConnectorConfig):
         if self.unpad:
             rows, cols = _padding(layout.crops[next(iter(encoders))][0], Grid(self.side, self.side))
         return (Grid(self.side - 2 * rows, self.side - 2 * cols),)
+
+    def places(self, layout: ImageLayout, encoders: Mapping[str, EncoderSpec]) -> list[Place | None]:
+        """Of the queries that are kept; all of the grid lies on the first encoder's crop."""
+        crop = layout.crops[next(iter(encoders))][0]
+        grid = Grid(self.side, self.side)
+        rows, cols = _padding(crop, grid) if self.unpad else (0, 0)
+        kept = Box(cols, rows, grid.cols - cols, grid.rows - rows)
+        across, down = crop.canvas.width / grid.cols, crop.canvas.height / grid.rows
+        on_canvas = Box(kept.left * across, kept.top * down, kept.right * across, kept.bottom * down)
+        return [*grid_places(crop, Grid(int(kept.bottom - kept.top), int(kept.right - kept.left)), on_canvas)]
 
     def windows(self, encoders: Mapping[str, EncoderSpec]) -> WindowSpec:
         grids = [self.resized(spec.grid(spec.size)) for spec in encoders.values()]
@@ -188,11 +200,16 @@ def _windows(
     def under(map_: Tensor) -> Tensor:
         return rearrange(map_, "i (q r) (p s) ... -> (i q p) (r s) ...", q=side, p=side)
 
+    def numbers(mask: Tensor) -> tuple[tuple[Grid, ...], Tensor]:
+        images, *sides = mask.shape
+        return (Grid(*sides),) * images, under(torch.arange(mask.numel(), device=mask.device).view_as(mask))
+
     masks = [under(mask) for mask in visible.values()]
     return Windows(
         tuple(under(map_) for map_ in maps.values()),
         tuple(mask | ~mask.any(1, keepdim=True) for mask in masks),
         repeat(context_IC, "i c -> (i q) c", q=side**2),
+        tuple(map(numbers, visible.values())) if listening() else None,
     )
 
 

@@ -1,0 +1,1 @@
+"""Talking to saved models, and seeing where they look."""

@@ -1,0 +1,44 @@
+"""Heat maps over pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from beni.report.pictures import TINY_SIDE
+
+LONGEST_SIDE = 512
+"""Pixels of a drawn heat map; smaller pictures are scaled up."""
+RAMP = ((43, 21, 77), (140, 34, 110), (224, 83, 63), (252, 173, 55), (252, 250, 190))
+"""Colours of no weight up to the largest: dark violet, red, yellow, and each lighter than the one before."""
+FAINTEST, STRONGEST = 0.2, 0.8
+"""How much of the colour covers the grey picture, where there is no weight and where it is largest."""
+
+
+def overlay(picture: Image.Image, heat: np.ndarray, most: float) -> Image.Image:
+    """A picture in grey under the colours of its heat map.
+
+    Args:
+        picture: RGB.
+        heat: [rows, cols] of all of it.
+        most: the weight of a cell that gets the strongest colour; common to pictures that are to be compared.
+    """
+    scale = LONGEST_SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    tiny = max(picture.size) <= TINY_SIDE  # its pixels are squares; smoothing would invent what is between them
+    resized = picture.convert("L").resize(size, Image.Resampling.NEAREST if tiny else Image.Resampling.LANCZOS)
+    relative = Image.fromarray((heat / most if most > 0 else heat).astype(np.float32))
+    level = np.asarray(relative.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+    stops = np.linspace(0, 1, len(RAMP))
+    colours = np.stack([np.interp(level, stops, channel) for channel in zip(*RAMP, strict=True)], axis=-1)
+    cover = (FAINTEST + (STRONGEST - FAINTEST) * level)[..., None]
+    grey = np.asarray(resized, dtype=np.float32)[..., None]
+    return Image.fromarray((grey * (1 - cover) + colours * cover).round().astype(np.uint8))
+
+
+def overlays(pictures: Sequence[Image.Image], heats: Sequence[np.ndarray]) -> list[Image.Image]:
+    """Several pictures under one scale of colours: of weight per area, whatever their sizes."""
+    areas = [picture.width * picture.height for picture in pictures]
+    density = [heat * heat.size / area for heat, area in zip(heats, areas, strict=True)]
+    most = max((float(each.max()) for each in density), default=0.0)
+    return [overlay(picture, each, most) for picture, each in zip(pictures, density, strict=True)]
