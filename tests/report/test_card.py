@@ -103,6 +103,7 @@ def test_what_happened_to_parts(tmp_path: Path) -> None:
     config = CONFIG | happened | {"peft": CONFIG["peft"] | {"peft": "dora", "quant": "nf4"}}
     config["data"] = CONFIG["data"] | {"data": ["hf:someone/questions?split=train", "hf:of/others"]}
     written = card(RESULT, config, tmp_path)
+    assert [each.metric_value for each in written.data.eval_results] == [0.8125, 0.5], "with the images, and blind"
     assert written.data.base_model == ["someone/model"]
     assert written.data.datasets == ["someone/questions", "of/others"]
     assert "| adapters in llm | dora of rank 16, alpha 32, in 2 layers; merged" in written.text
