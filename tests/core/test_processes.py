@@ -30,6 +30,7 @@ def page_faults(**environment: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_freed_memory_is_used_again_without_faults_unless_the_user_chose() -> None:
     pages = 20 * 64_000_000 // (32 * resource.getpagesize())

@@ -74,7 +74,7 @@ def check(out: Path, moment: str, at: int, whole: dict[str, torch.Tensor]) -> No
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
-@pytest.mark.parametrize(("moment", "at"), [("backward", 11), ("commit", 18)])
+@pytest.mark.parametrize(("moment", "at"), [("backward", 11), pytest.param("commit", 18, marks=pytest.mark.slow)])
 def test_killed_and_continued(tmp_path: Path, moment: str, at: int, whole: dict[str, torch.Tensor]) -> None:
     check(tmp_path, moment, at, whole)
 

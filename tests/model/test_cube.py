@@ -1,8 +1,11 @@
 """All of beni's connectors, fusions and views with each other; the documented table is what they do."""
 
+import pytest
+
 from tests.model.cube import PAGE, Outcome, built_in, combine, page
 
 
+@pytest.mark.slow
 def test_every_combination_works_or_is_refused() -> None:
     outcomes = [combine(parts) for parts in built_in()]
     working = [outcome.parts for outcome in outcomes if not outcome.refusal]

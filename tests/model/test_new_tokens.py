@@ -79,7 +79,7 @@ def test_tokenizers_without_eos_get_one_that_is_learned(fusion: str, tmp_path: P
         return nn.functional.cross_entropy(rows[0][ends], row.targets_K[ends]).detach()
 
     start = loss_of_end()
-    for _ in range(12):
+    for _ in range(25):
         optimizer.zero_grad()
         (model(packed=row).loss / row.stats.targets).backward()
         optimizer.step()

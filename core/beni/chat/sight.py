@@ -133,8 +133,8 @@ def _listened(
     counts = tuple(image.counts for image in images)
     placement = place_padded(
         inputs["input_ids"],
-        inputs["image_index"],
-        inputs["image_at"],
+        inputs["image_ids"],
+        inputs["image_starts"],
         VisualTokens(torch.empty(sum(map(sum, counts)), 0), counts),
         composer.image_token,
         composer.fusion.reads,
