@@ -120,15 +120,23 @@ def test_messages_become_a_conversation() -> None:
 def test_only_greedy_words_are_asked_for() -> None:
     assert _longest({"max_new_tokens": 16, "temperature": 0.0, "do_sample": False, "top_p": None, "until": ["x"]}) == 16
     assert _longest({}) == 128
-    with pytest.raises(DataError, match=r"\{'temperature': 0.7\}.*temperature=0"):
-        _longest({"temperature": 0.7})
+    for asked in ({"temperature": 0.7}, {"repetition_penalty": 1.2}, {"num_beams": 4}):
+        with pytest.raises(DataError, match=rf"\{{'{next(iter(asked))}': .*temperature=0"):
+            _longest(asked)
 
 
 def test_answers_end_where_the_task_says() -> None:
     assert _cut("red\n\nand blue", ["\n\n", ""]) == "red" and _cut("red", None) == "red" and _cut("a. b", ".") == "a"
 
 
-@pytest.mark.parametrize(("arguments", "said"), [({"fps": 2}, "not fps"), ({}, "pretrained .*no saved model there")])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"fps": 2}, "not fps"),
+        ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES chooses"),
+        ({}, "pretrained .*no saved model there"),
+    ],
+)
 def test_mistakes_are_told(arguments: dict[str, int], said: str, tmp_path: Path) -> None:
     with pytest.raises(BeniError, match=said) as caught:
         BeniChat(pretrained=str(tmp_path), **arguments)

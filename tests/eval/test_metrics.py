@@ -56,6 +56,8 @@ def test_vqa_accuracy(agreeing: int, credit: float) -> None:
 def test_exact_is_exact() -> None:
     assert [score(text, item("exact", "Red.")) for text in ("red", " RED. ", "a red", "")] == [1, 1, 0, 0]
     assert score("2", item("exact", "two")) == 0
+    among = item("choice", "US", choices=("us", "US"))
+    assert [score(text, among) for text in ("US", "us")] == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,7 @@ def test_exact_is_exact() -> None:
         (item("vqa", "cat"), "several people answered.*0 answers.*metric=exact"),
         (item("vqa", "cat", ("cat",) * 3), "3 answers"),
         (item("choice", "cat"), "'cat' is none of them: it has none"),
+        (item("choice", "cat", choices=("cat", "")), "one of its choices is empty"),
         (item("choice", "cat", choices=("dog", "Cat")), "'cat' is none of them: dog, Cat"),
     ],
 )

@@ -15,6 +15,7 @@ from transformers.pipelines.base import pad_collate_fn
 from beni.data.images import load_image
 from beni.errors import DataError
 from beni.model.build import Built
+from beni.model.chats import conversation, picture_ref
 from beni.model.processing import BeniProcessor
 from beni.sample import ImageRef, Sample
 from tests.model.small import CONVERSATIONS, A, B, inputs
@@ -293,3 +294,25 @@ def test_an_image_has_one_name(built_by: Any) -> None:
     assert len(batch["image_ids"]) == 1
     assert batch["image_starts"].max(1).values.tolist() == batch["image_ids"].tolist() * 2
     assert ImageRef(path="a").key != ImageRef(path="b").key
+
+
+@pytest.mark.parametrize("kind", ["turned", "palette"])
+def test_an_open_image_is_the_picture_that_its_file_is(kind: str, tmp_path: Path) -> None:
+    """Turned by EXIF, on white where it is transparent."""
+    colours = np.random.default_rng(0).integers(0, 255, (6, 10, 3), dtype=np.uint8)
+    image, file = Image.fromarray(colours), tmp_path / "a.png"
+    if kind == "turned":
+        exif = image.getexif()
+        exif[0x112] = 6
+        image.save(file, exif=exif)
+    else:
+        image.convert("P").save(file, transparency=3)
+    of_file = load_image(picture_ref(file))
+    assert of_file.size == ((6, 10) if kind == "turned" else (10, 6))
+    assert np.array_equal(load_image(picture_ref(Image.open(file))), of_file)
+
+
+@pytest.mark.parametrize("chat", [[{"content": "hi"}], [{"role": "user", "content": ["hi"]}]])
+def test_malformed_chats_are_told(chat: list[dict[str, Any]]) -> None:
+    with pytest.raises(DataError, match="a message"):
+        conversation(chat)

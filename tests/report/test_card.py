@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForImageTextToText
 
 from beni.report import write_card
-from beni.report.card import public
+from beni.report.card import _hub_ids, public
 from beni.training.run import train
 from tests.report.drawn import picture
 from tests.report.test_page import ATTACK, CONFIG, RESULT
@@ -133,3 +133,29 @@ def test_what_is_in_the_data_stays_text(tmp_path: Path) -> None:
 )
 def test_of_a_path_its_last_name_is_told(text: str, shown: str) -> None:
     assert public(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("llava:/home/jane doe/d/x.json?images=/data/my pictures/", "llava:x.json?images=my pictures"),
+        ("llava:~me/x/y.json", "llava:y.json"),
+        ("llava:../private/x.json?metric=vqa", "llava:x.json?metric=vqa"),
+        ("file:///home/me/x.bin", "x.bin"),
+        ("['/home/me/x', '/home/me/y']", "['x', 'y']"),
+        ("//server/share/x", "x"),
+        ("https://me:secret@host.org/d/x.json", "https://host.org/d/x.json"),
+        ("hf:HuggingFaceM4/the_cauldron?config=vqav2", "hf:HuggingFaceM4/the_cauldron?config=vqav2"),
+        ("shapes?images=40", "shapes?images=40"),
+    ],
+)
+def test_no_folder_of_the_machine_and_no_password_is_shown(text: str, shown: str) -> None:
+    assert public(text) == shown
+
+
+def test_language_models_of_the_hub_are_base_models_wherever_they_were_found() -> None:
+    assert _hub_ids(["hub:owner/name", "cache:owner/other", "timm:owner/third@x", "/home/owner/name"]) == [
+        "owner/name",
+        "owner/other",
+        "owner/third",
+    ]

@@ -205,7 +205,10 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         ({"data": {"data": ["shapes?loss_weight=-0.5"]}}, r"loss_weight is '-0.5'; it must be a number, at least 0"),
         ({"data": {"eval_data": ["shapes?template=no"]}}, "template no: neither one of plain"),
         ({"data": {"eval_data": ["shapes?metric=bleu"]}}, "metric is 'bleu'; it can be exact, vqa, choice"),
-        ({"data": {"data": ["shapes?images=40&metric=choice"]}}, "metric=choice takes the likeliest of its choices"),
+        (
+            {"data": {"eval_data": ["shapes?images=40&metric=choice"]}},
+            "metric=choice takes the likeliest of its choices",
+        ),
     ],
 )
 def test_mistakes_are_told_before_training(tmp_path: Path, changes: dict[str, dict[str, object]], message: str) -> None:

@@ -70,14 +70,14 @@ def page(talkers: Sequence[Talker]) -> gr.Blocks:
             """A question with its pictures to every model; answers come word by word."""
             now = before
             try:
-                sampling = Sampling(int(longest), temperature, top_p, int(seed))
+                sampling = Sampling(int(longest), temperature, top_p, int(seed or 0))
                 images = [ImageRef(path=path) for path in message.get("files") or ()]
                 for now in before.ask(talkers, message.get("text") or "", images, sampling):
                     yield {session: now, **_show(now, columns)}
                 yield {box: _READY, session: now, **_show(now, columns)}
             except BeniError as error:
                 yield {box: _READY | {"value": message}, session: before, **_show(before, columns)}
-                raise gr.Error(str(error), duration=None, print_exception=False) from error
+                raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
 
         sent = gr.MultimodalTextbox(visible=False)
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

@@ -64,7 +64,8 @@ def answered(value: Any, choices: Any, what: str, where: str) -> Answered:
     """An answer; of several the first is the one to learn.
 
     Args:
-        value: a text or a number, a list of these or of {answer: …}; or which choice it is, from 0 or A on.
+        value: a text or a number, a list of these or of {answer: …}; or which choice it is, from 0 or A on;
+            a whole number is always that of a choice.
         choices: a list of texts or numbers, or nothing.
         what: it is called, for messages.
         where: it stands.
@@ -79,16 +80,26 @@ def answered(value: Any, choices: Any, what: str, where: str) -> Answered:
         raise DataError(f"{where}: the {what} is an empty list")
     if choices is not None and not isinstance(choices, list):
         raise DataError(f"{where}: the choices are {choices!r}, not a list")
-    offered = tuple(words(each, "choice", where) for each in choices or ())
+    offered = tuple(words(each, "choice", where).strip() for each in choices or ())
     if offered:
-        texts = tuple(text if text in offered else _numbered(text, offered) for text in texts)
+        texts = tuple(_chosen(each, text.strip(), offered, where) for each, text in zip(said, texts, strict=True))
     return Answered(texts[0], texts if len(texts) > 1 else (), offered)
 
 
-def _numbered(text: str, offered: Sequence[str]) -> str:
-    """The choice of which a text is the number from 0, or the letter; else the text."""
+def _chosen(value: Any, text: str, offered: Sequence[str], where: str) -> str:
+    """The choice that is meant: by its number, if it is a whole number; else by its words, number or letter.
+
+    Raises:
+        DataError: a text that is one choice and the number or the letter of another.
+    """
     number = int(text) if text.isdecimal() else ord(text) - ord("A") if len(text) == 1 else -1
-    return offered[number] if 0 <= number < len(offered) else text
+    numbered = offered[number] if 0 <= number < len(offered) else text
+    if text in offered and numbered != text and not isinstance(value, int):
+        raise DataError(
+            f"{where}: the answer '{text}' is one of the choices, and the number or letter of another one, "
+            f"'{numbered}': give whole numbers, or only words"
+        )
+    return numbered if isinstance(value, int) or text not in offered else text
 
 
 def words(value: Any, what: str, where: str) -> str:

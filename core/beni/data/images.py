@@ -96,18 +96,22 @@ def load_image(ref: ImageRef) -> Image.Image:
     """
     with _open(ref) as image:
         try:
-            orientation = _orientation(image)
-            picture = _to_rgb(image)
+            picture = upright(image)
         except _DAMAGED as error:
             if ref.url:
                 cached(ref.url).unlink(missing_ok=True)
             raise ImageError(f"image {ref.name} is damaged: {error}") from error
-    if orientation in _UPRIGHT:
-        picture = picture.transpose(_UPRIGHT[orientation])
     if ref.size and picture.size != tuple(ref.size):
         told, found = ("{}x{}".format(*size) for size in (ref.size, picture.size))
         raise ImageError(f"image {ref.name} was said to be {told} pixels large, but is {found}")
     return picture
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An open image as RGB, turned as its EXIF data say, on white where it is transparent."""
+    orientation = _orientation(image)
+    picture = _to_rgb(image)
+    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 
 def draw(image: Image.Image, crop: Crop, background: tuple[int, int, int], resample: str) -> Image.Image:
@@ -148,7 +152,7 @@ def blank_image(spec: EncoderSpec, size: Size | None = None) -> ImageRef:
     return _plain(mean_colour(spec), size or Size(1, 1))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _plain(colour: tuple[int, int, int], size: Size) -> ImageRef:
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, "png")

@@ -140,6 +140,8 @@ class Template:
         """
         prompt = self.encode(turns, prompt_only=True)
         text, said = self._render_spans(turns)[-1][1], self._content(turns[-1]).strip()
+        if said not in text:
+            raise DataError("the template writes answers in other words, so none can be gone on with")
         return (*prompt, Piece(self._tokenize(text[: text.find(said) + len(said)])))
 
     def _text(self, turns: Sequence[Turn], labelled: bool) -> tuple[Piece, ...]:

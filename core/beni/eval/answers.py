@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from beni.errors import DataError
 from beni.eval.prediction import Prediction
 from beni.sample import Sample
 
@@ -73,6 +74,13 @@ def write_answers(path: Path, found: Iterator[Answer]) -> None:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """The inverse of `write_answers`."""
-    with path.open(encoding="utf-8") as lines:
-        return [Answer(**json.loads(line)) for line in lines]
+    """The inverse of `write_answers`.
+
+    Raises:
+        DataError: the file was written by another version of beni.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return [Answer(**json.loads(line)) for line in lines]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} has no answers that this version of beni can read: train that run again") from error

@@ -4,7 +4,6 @@ The only module that needs that package (the extra `lmms-eval`); it finds `MANIF
 its group `lmms_eval.models`. Answers are those of `beni evaluate`: the same tokens, the same greedy words.
 """
 
-import io
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,14 +12,14 @@ from typing import Any
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
-from PIL import Image
 
 from beni.config import RunOptions
 from beni.errors import ConfigError, DataError
 from beni.eval.judge import judge
 from beni.eval.saved import load_saved
+from beni.model.chats import picture_ref
 from beni.processes import processes
-from beni.sample import ImageRef, Role, Sample, Turn, image_ref
+from beni.sample import ImageRef, Role, Sample, Turn
 
 MANIFEST = ModelManifest(model_id="beni", chat_class_path="beni.eval.lmms.BeniChat")
 
@@ -48,8 +47,9 @@ class BeniChat(lmms):
             raise ConfigError(f"--model_args: beni takes pretrained, batch_size and device, not {', '.join(given)}")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("beni's models answer lmms-eval in one process: start it without a launcher")
-        kind = (device or "auto").partition(":")[0]
-        self.options = RunOptions(device=kind)  # type: ignore[arg-type]
+        if device not in (None, "cpu", "cuda"):
+            raise ConfigError(f"--model_args device={device}: cpu or cuda; CUDA_VISIBLE_DEVICES chooses among GPUs")
+        self.options = RunOptions(device=device or "auto")  # type: ignore[arg-type]
         self.size = 64 if batch_size == "auto" else int(batch_size)
         with processes(self.options) as procs:
             self.model, self.composer = load_saved(pretrained, procs.device, "--model_args pretrained")
@@ -116,7 +116,7 @@ def conversation(messages: Sequence[Mapping[str, Any]], name: str) -> Sample:
         for part in message["content"]:
             if part["type"] == "image":
                 content.append(len(images))
-                images.append(_image(part["url"]))
+                images.append(picture_ref(part["url"]))
             elif part["type"] == "text":
                 if content and isinstance(content[-1], int) and not part["text"][:1].isspace():
                     content.append("\n")
@@ -128,21 +128,16 @@ def conversation(messages: Sequence[Mapping[str, Any]], name: str) -> Sample:
     return Sample(name, (*turns, Turn("assistant", ("",))), tuple(images))
 
 
-def _image(where: Any) -> ImageRef:
-    if not isinstance(where, Image.Image):
-        return image_ref(str(where))
-    file = io.BytesIO()
-    where.convert("RGB").save(file, "png", compress_level=1)
-    return ImageRef(data=file.getvalue())
-
-
 def _longest(asked: Mapping[str, Any]) -> int:
     """Tokens of an answer.
 
     Raises:
         DataError: the task asks for more than greedy words.
     """
-    more = {name: asked[name] for name in GREEDY if asked.get(name) not in (None, GREEDY[name], float(GREEDY[name]))}
+    known = {*GREEDY, "max_new_tokens", "until"}
+    more = {
+        n: value for n, value in asked.items() if n not in known or (n in GREEDY and value not in (None, GREEDY[n]))
+    }
     if more:
         raise DataError(
             f"the task asks for {more}, and beni's models answer lmms-eval greedily: --gen_kwargs temperature=0"

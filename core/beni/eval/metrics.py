@@ -22,6 +22,8 @@ def check(sample: Sample) -> None:
             f"sample '{sample.id}': metric=vqa compares with what several people answered, usually ten; it has "
             f"{len(sample.answers)} answers: use metric=exact"
         )
+    if sample.metric == "choice" and not all(sample.choices):
+        raise DataError(f"sample '{sample.id}': one of its choices is empty")
     if sample.metric == "choice" and sample.answer not in sample.choices:
         raise DataError(
             f"sample '{sample.id}': metric=choice takes the likeliest of its choices, and its answer "
@@ -37,6 +39,11 @@ def score(prediction: str, sample: Sample) -> float:
 def exact(prediction: str, sample: Sample) -> float:
     """Equal to the answer, up to case, outer space and a final full stop."""
     return float(_plain(prediction) == _plain(sample.answer))
+
+
+def chosen(prediction: str, sample: Sample) -> float:
+    """The answer itself: choices may differ by nothing but capitals."""
+    return float(prediction == sample.answer)
 
 
 def vqa(prediction: str, sample: Sample) -> float:
@@ -66,7 +73,7 @@ def normalised(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-_SCORES: Mapping[Metric, Callable[[str, Sample], float]] = {"exact": exact, "vqa": vqa, "choice": exact}
+_SCORES: Mapping[Metric, Callable[[str, Sample], float]] = {"exact": exact, "vqa": vqa, "choice": chosen}
 
 
 def _plain(text: str) -> str:

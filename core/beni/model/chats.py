@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_transforms import to_pil_image
 
+from beni.data.images import upright
 from beni.errors import DataError
 from beni.sample import IMAGE_MARK, ROLES, ImageRef, Turn, image_ref
 from beni.types import Size
@@ -35,8 +36,10 @@ def conversation(chat: Sequence[Message]) -> tuple[tuple[Turn, ...], tuple[Image
     turns: list[Turn] = []
     images: list[ImageRef] = []
     for message in chat:
-        if (role := ROLES.get(message["role"])) is None:
-            raise DataError(f"a message of the role '{message['role']}': there are {', '.join(dict.fromkeys(ROLES))}")
+        if (role := ROLES.get(message.get("role", ""))) is None:
+            raise DataError(
+                f"a message of the role '{message.get('role', '')}': there are {', '.join(dict.fromkeys(ROLES))}"
+            )
         content: list[str | int] = []
         for text, image in _entries(message):
             if image is not None:
@@ -79,8 +82,12 @@ def picture_ref(image: Any) -> ImageRef:
             raise DataError(f"an array of the shape {tuple(image.shape)} is no image: {error}") from error
     if isinstance(image, Image.Image):
         file = io.BytesIO()
-        image.save(file, "tiff")  # uncompressed, any mode
-        return ImageRef(data=file.getvalue(), size=Size(*image.size))
+        try:
+            picture = upright(image)
+        except (OSError, ValueError) as error:
+            raise DataError(f"an open image (mode {image.mode}) cannot be used: {error}") from error
+        picture.save(file, "tiff")  # uncompressed
+        return ImageRef(data=file.getvalue(), size=Size(*picture.size))
     if isinstance(image, bytes):
         return ImageRef(data=image)
     if not isinstance(image, (str, Path)):
@@ -103,6 +110,8 @@ def _entries(message: Message, bare: bool = False) -> Iterator[tuple[str, Any]]:
         yield content, None
         return
     for entry in content:
+        if not isinstance(entry, Mapping) or "type" not in entry:
+            raise DataError(f"a message has {entry!r} as content: entries are {{type: text | image, …}}")
         if entry["type"] == "text":
             yield str(entry.get("text") or ""), None
         elif entry["type"] in ("image", "image_url"):

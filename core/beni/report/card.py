@@ -16,7 +16,13 @@ from beni.report.render import fill, write_whole
 TASK = "image-text-to-text"
 FOLDER = re.compile(r"(?:^|(?<=[:=,\s]))(?!//)~?/(?:[^\s?&:,/]+/)*")
 """An absolute path up to its last name; not the host of a URL."""
-HUB_ID = re.compile(r"(?:hf:|timm:)?([\w.-]+/[\w.-]+)(?:[@?].*)?")
+PIECE = re.compile(r"[^?&=,\"'\[\]()]+")
+"""What stands between the marks of a data spec, or of a list."""
+PATH = re.compile(r"(\s*(?:[\w.]+:(?!//))?)((?:file://)?(?:/|~|\.\./).*)")
+"""A piece that is the name of a source or nothing, and then a path on this machine, with whatever is in it."""
+USER = re.compile(r"(?<=://)[^/@\s]*@")
+"""Who logs in at a URL, and the password."""
+HUB_ID = re.compile(r"(?:hf:|timm:|hub:|cache:)?([\w.-]+/[\w.-]+)(?:[@?].*)?")
 """A model or dataset of the hub, as parts and data are named; with its revision or options."""
 BUILT_WITH = ("llm",)
 """Kinds of parts that make a model, and that a saved one does not need."""
@@ -65,8 +71,13 @@ _NAMING = ("connector", "fusion")
 
 
 def public(text: str) -> str:
-    """A text without the folders of this machine: of each absolute path, its last name."""
-    return FOLDER.sub("", text.rstrip("/"))
+    """A text without the folders of this machine, of each path that leads through them its last name, and passwords."""
+    return FOLDER.sub("", PIECE.sub(lambda piece: _last_name(piece[0]), USER.sub("", text.rstrip("/"))))
+
+
+def _last_name(piece: str) -> str:
+    found = PATH.fullmatch(piece)
+    return found[1] + found[2].rstrip("/").rpartition("/")[2] if found else piece
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ def choose_shown(
     """
     pairs = list(zip(samples, predictions, strict=True))
     order = np.random.default_rng(seed).permutation(len(pairs)).tolist()
-    wrong = [index for index in order if not pairs[index][1].correct]
-    right = [index for index in order if pairs[index][1].correct]
+    wrong = [index for index in order if pairs[index][1].score < 0.5]
+    right = [index for index in order if pairs[index][1].score >= 0.5]
     from_wrong = min(len(wrong), max(count // 2, count - len(right)))
     chosen = wrong[:from_wrong] + right[: count - from_wrong]
     return [pairs[index] for index in sorted(chosen)]

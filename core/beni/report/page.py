@@ -47,7 +47,7 @@ def write_report(
         "rows": rows,
         "plots": _plots(metrics),
         "costs": _costs(result.get("flops_per_sample_by_part") or {}),
-        "cards": sorted(cards, key=lambda card: card.prediction.correct),
+        "cards": sorted(cards, key=lambda card: card.prediction.score),
         "problems": problems[:MOST_PROBLEMS],
         "problem_count": (result.get("unusable_samples") or 0) + (result.get("skipped_samples") or 0) or len(problems),
         "config": json.dumps(config, indent=2, ensure_ascii=False),

@@ -190,15 +190,15 @@ class Said:
     text: str
     """The most frequent answer."""
     correct: bool
-    right: int
-    """Seeds whose answer is right, of all `seeds`."""
+    right: float
+    """The credit of all seeds together; of exact matches, how many of `seeds` are right."""
     seeds: int
 
     @classmethod
     def of(cls, answers: Sequence[Answer]) -> "Said":
         said = [answer.prediction for answer in answers]
         usual = max(answers, key=lambda answer: said.count(answer.prediction))
-        return cls(usual.prediction, usual.correct, sum(answer.correct for answer in answers), len(answers))
+        return cls(usual.prediction, usual.score >= 0.5, sum(answer.score for answer in answers), len(answers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from beni.config import DataConfig, RunConfig
 from beni.data.blocks import Blocks
+from beni.data.document import Composer
 from beni.data.loader import Feed, Rows
 from beni.data.plan import Lengths, Plan, shares
 from beni.data.spec import judged, parse, training, validation
 from beni.errors import ConfigError, DataError
 from beni.eval import metrics
+from beni.eval.choice import offered
 from beni.eval.held_out import HeldOut
 from beni.eval.judge import subset
 from beni.interfaces import Stream
@@ -57,9 +59,11 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
     check(config.peft, config.optim)
     compiled.check(config.run, procs.device)
     sources = training(config.data.data)
-    _check_judged(config.data)
+    for spec in config.data.eval_data:
+        parse(spec)  # what is wrong with it is told before anything is loaded
     quotas = _quotas(config, sources)
     built = load_once(config, _texts(sources, quotas), procs)
+    _check_judged(config.data, built.composer)
     rows, feed = _feed(config, built, sources, quotas)
     quantized = quantize(built.model, config.peft.quant, procs.device)
     adapters = add_adapters(built.model, config.peft)
@@ -80,17 +84,21 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
     return Run(config, procs, folder, built, rows, feed, cached, quantized, adapters, table, total)
 
 
-def _check_judged(data: DataConfig) -> None:
-    """What is wrong with the data that will be judged is told before training, not after.
+def _check_judged(data: DataConfig, composer: Composer) -> None:
+    """What is wrong with the items that will be judged is told before training, not after.
 
     Raises:
-        BeniError: a spec that is none, or an item that its metric cannot judge.
+        DataError: an item that its metric cannot judge.
     """
-    specs = {text: parse(text) for text in data.eval_data or data.data}
-    special = [text for text, spec in specs.items() if spec.metric != "exact"]
-    for samples in judged(special, ()).values():
+    chosen = judged(data.eval_data, data.data) if _special(data.eval_data or data.data) else {}
+    for samples in chosen.values():
         for sample in subset(samples, data.eval_limit):
             metrics.check(sample)
+            offered(sample, composer)
+
+
+def _special(specs: Sequence[str]) -> bool:
+    return any(parse(text).metric != "exact" for text in specs)
 
 
 def _quotas(config: RunConfig, sources: Sequence[Sequence[Sample] | Stream]) -> list[int]:

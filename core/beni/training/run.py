@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,7 @@ def _judge(run: Run) -> Judged:
     arguments = (everything, procs, data.eval_batch, data.max_new_tokens)
     seeing = judge(built.model, built.composer, *arguments, label="judging")
     blind = judge(built.model, built.composer, *arguments, blind=True, label="judging blind")
+    blind = [replace(b, score=0.0, error=s.error) if s.error else b for s, b in zip(seeing, blind, strict=True)]
     figures |= {
         "accuracy": summary(seeing)["accuracy"],
         "accuracy_blind": summary(blind)["accuracy"],

@@ -95,4 +95,4 @@ def _texts(item: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
     found = item.get(field) or []
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise DataError(f"{where}: '{field}' is not a list of texts")
-    return tuple(found)
+    return tuple(text.strip() for text in found)

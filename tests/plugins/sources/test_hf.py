@@ -106,6 +106,12 @@ def test_the_answer_may_be_the_number_or_the_letter_of_a_choice(save: Save, answ
     columns = {"question": ["?"], "answer": [answer], "options": [["red", "a", "blue"]]}
     [sample] = read(f"{save(columns)}?choices=options&metric=choice")
     assert sample.answer == "blue" and sample.choices == ("red", "a", "blue") and sample.metric == "choice"
+    numbers = save({"question": ["?"], "answer": [2], "options": [["1", "2", "3"]]})
+    [sample] = read(f"{numbers}?choices=options")
+    assert sample.answer == "3", "a whole number is that of a choice, whatever the choices are"
+    letters = save({"question": ["?"], "answer": ["A"], "options": [["B", "A"]]})
+    with pytest.raises(DataError, match="one of the choices, and the number or letter of another one, 'B'"):
+        read(f"{letters}?choices=options")
     [unasked] = read(save(columns))
     assert unasked.answer == str(answer) and unasked.choices == (), "without being told so nothing is changed"
 
