@@ -21,7 +21,7 @@ class DataConfig:
 
     data: tuple[str, ...] = ("easy_vqa",)
     """Training data, one SPEC per source: easy_vqa, shapes, llava:FILE, hf:ID, webdataset:TARS, text:FILE; options as
-    ?key=value&…; template=NAME, loss_weight=W and metric=exact|vqa|choice belong to every source"""
+    ?key=value&…; template=NAME, loss_weight=W and metric=exact|vqa|choice|caption belong to every source"""
     weights: tuple[float, ...] = ()
     """Relative number of samples drawn from each source; by default every source once per epoch."""
     eval_data: tuple[str, ...] = ()

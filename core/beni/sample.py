@@ -11,7 +11,7 @@ from beni.types import Size
 Role = Literal["system", "user", "assistant", "text"]
 """`text` is raw text outside any conversation: no template, every token is a target."""
 
-Metric = Literal["exact", "vqa", "choice"]
+Metric = Literal["exact", "vqa", "choice", "caption"]
 """How an answer is judged (`beni.eval.metrics`)."""
 METRICS: tuple[Metric, ...] = get_args(Metric)
 

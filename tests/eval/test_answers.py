@@ -35,7 +35,7 @@ def test_they_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_answers(tmp_path / "predictions.jsonl") == found
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
     assert [(each.data, each.id) for each in found] == [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1"), ("b", "2")]
-    assert [each.correct for each in found] == [True, False, True, False, True]
+    assert [each.score for each in found] == [1, 0, 1, 0, 1]
     assert [each.blind_score for each in found] == [0, 1, 1, 1, 0]
     assert found[0].tags == {"type": "letters"} and found[3].prediction == "ü"
 

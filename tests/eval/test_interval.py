@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from beni.eval.interval import _student, clustered, numbered, wilson
+from beni.eval.interval import _student, clustered, numbered, student, wilson
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,27 @@ def test_it_holds_the_truth_as_often_as_it_says(images: int, per_image: int) -> 
         low, high = clustered((random.random(len(groups)) < hard[groups]).astype(float), groups)
         held += low <= 0.5 <= high
     assert 0.92 < held / 400 < 0.995
+
+
+@pytest.mark.parametrize(("images", "per_image"), [(500, 1), (100, 5), (50, 2)])
+def test_that_of_scores_that_are_no_shares_holds_the_truth_as_often(images: int, per_image: int) -> None:
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(images), per_image)
+    held = 0
+    for _ in range(400):
+        scores = random.gamma(2.0, 0.5, images)[groups] * random.uniform(0.5, 1.5, len(groups))  # mean 1
+        found = student(scores, groups)
+        assert found is not None
+        held += found[0] <= 1 <= found[1]
+    assert 0.91 < held / 400 < 0.98
+
+
+def test_of_scores_that_are_no_shares_it_is_students() -> None:
+    scores = np.array([0.0, 1.0, 2.0, 5.0, 7.0])
+    assert student(scores, np.arange(5)) == pytest.approx((0.0, 6.62), rel=1e-2)  # 3 ± 2.776 · 1.304
+    assert student(scores, np.zeros(5, dtype=np.int64)) is None, "one image"
+    assert student(np.ones(5), np.arange(5)) is None, "nothing shows how images vary"
+    assert student(np.array([]), np.array([], dtype=np.int64)) is None
 
 
 def test_students_quantiles_are_the_published_ones() -> None:

@@ -99,12 +99,15 @@ def test_rows_hold_every_item_once_and_are_not_long(monkeypatch: pytest.MonkeyPa
     assert all(sum(len(d) for documents in row.values() for d in documents) <= longest for row in found)
 
 
+CAPTIONS = tuple(replace(sample, answers=("a red ball", "no ball"), metric="caption") for sample in ITEMS[:3])
+
+
 def mixed() -> tuple[Sample, ...]:
     """Items of every metric, some of which show an image that cannot be read."""
     people = ("red",) * 5 + ("blue",) * 5
     broken = replace(ITEMS[0], images=(ImageRef(path="nowhere.png", size=SIZE),))
     asked = (*ITEMS, broken, *(replace(sample, answers=people, metric="vqa") for sample in ITEMS[:2]))
-    return (*asked, *CHOICES, replace(broken, choices=WORDS[:3], metric="choice"))
+    return (*asked, *CHOICES, *CAPTIONS, replace(broken, choices=WORDS[:3], metric="choice"))
 
 
 def _judged(folder: str) -> None:

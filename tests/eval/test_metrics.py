@@ -50,14 +50,20 @@ def test_answers_are_put_into_the_official_form(text: str, normal: str) -> None:
 )  # the published values for ten people
 def test_vqa_accuracy(agreeing: int, credit: float) -> None:
     answers = ("The cat.",) * agreeing + tuple(f"dog {n}" for n in range(10 - agreeing))
-    assert score("a cat", item("vqa", answers[0], answers)) == pytest.approx(credit)
+    assert score(["a cat"], [item("vqa", answers[0], answers)]) == pytest.approx([credit])
 
 
 def test_exact_is_exact() -> None:
-    assert [score(text, item("exact", "Red.")) for text in ("red", " RED. ", "a red", "")] == [1, 1, 0, 0]
-    assert score("2", item("exact", "two")) == 0
-    among = item("choice", "US", choices=("us", "US"))
-    assert [score(text, among) for text in ("US", "us")] == [1, 0]
+    assert score(["red", " RED. ", "a red", ""], [item("exact", "Red.")] * 4) == [1, 1, 0, 0]
+    assert score(["2"], [item("exact", "two")]) == [0]
+    assert score(["US", "us"], [item("choice", "US", choices=("us", "US"))] * 2) == [1, 0]
+
+
+def test_each_is_judged_by_its_own_metric() -> None:
+    people = ("a cat",) * 4
+    items = [item("exact", "a cat"), item("vqa", "a cat", people), item("exact", "cat"), item("vqa", "a cat", people)]
+    assert score(["cat", "cat", "cat", "dog"], items) == [0, 1, 1, 0]
+    assert score(["a cat", "cats", "cat", "the cat"], items) == [1, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -72,4 +78,4 @@ def test_exact_is_exact() -> None:
 )
 def test_items_that_cannot_be_judged_so_are_named(wrong: Sample, said: str) -> None:
     with pytest.raises(DataError, match=f"sample '7': .*{said}"):
-        check(wrong)
+        check([item("exact", "fine"), wrong])

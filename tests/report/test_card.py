@@ -159,3 +159,15 @@ def test_language_models_of_the_hub_are_base_models_wherever_they_were_found() -
         "owner/other",
         "owner/third",
     ]
+
+
+def test_captions_are_not_told_as_accuracies(tmp_path: Path) -> None:
+    captions = {"items": 9, "accuracy": None, "cider": 1.0567, "cider_interval": [0.9, 1.2], "bleu4": 0.3123}
+    seen = captions | {"blind": {"cider": 0.05, "bleu4": 0.0}}
+    written = card(RESULT | {"accuracy": None, "evaluations": {"coco": seen}}, CONFIG, tmp_path)
+    assert "| coco | CIDEr-D | 105.7 (BLEU-4 31.2) | 90.0 – 120.0 | 5.0 | 9 |" in written.text
+    assert "accuracy" not in written.text
+    assert {(each.metric_type, each.metric_value) for each in written.data.eval_results} == {
+        ("cider", 1.0567),
+        ("cider", 0.05),
+    }

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from beni.eval.prediction import Prediction
@@ -19,6 +21,12 @@ def test_half_are_wrong_where_there_are_enough(wrong: int, right: int, from_wron
     shown = choose_shown(*judged(wrong, right))
     assert sum(not p.correct for _, p in shown) == from_wrong
     assert sum(p.correct for _, p in shown) == from_right
+
+
+def test_of_captions_the_choice_is_any() -> None:
+    samples, predictions = judged(50, 50)
+    shown = choose_shown(samples, [replace(p, metric="caption") for p in predictions], count=40)
+    assert 8 < sum(p.score for _, p in shown) < 32 and all(p.correct is None for _, p in shown)
 
 
 def test_the_choice_is_seeded_and_pairs_belong_together() -> None:

@@ -95,8 +95,8 @@ def test_it_holds_the_figures(tmp_path: Path) -> None:
 
 def test_evaluations_come_with_their_interval_and_the_blind_accuracy(tmp_path: Path) -> None:
     text = " ".join(Page(write(tmp_path)).text.split())
-    assert "easy_vqa (1 unreadable, counted as wrong) 81.2 % 57.0 – 93.4 50.0 % 16" in text
-    assert "type=colour 80.0 % 49.0 – 94.3 30.0 % 10" in text
+    assert "easy_vqa (1 unreadable, counted as wrong) accuracy 81.2 % 57.0 – 93.4 50.0 % 16" in text
+    assert "type=colour accuracy 80.0 % 49.0 – 94.3 30.0 % 10" in text
 
 
 def test_curves_have_as_many_points_as_lines(tmp_path: Path) -> None:
@@ -201,3 +201,27 @@ def test_a_diverged_run_says_so(tmp_path: Path) -> None:
 def test_several_encoders_and_models_are_named(tmp_path: Path) -> None:
     encoders = {"a": {"name": "timm", "model": "vit_tiny"}, "b": {"name": "tiny"}}
     assert "timm:vit_tiny + tiny × perceiver × xattn × tiny" in write(tmp_path, config=CONFIG | {"encoders": encoders})
+
+
+CAPTIONS = {
+    "items": 9, "accuracy": None, "interval": None, "cider": 1.0567, "cider_interval": [0.9, 1.2], "bleu4": 0.3123,
+    "by_tag": {}, "unreadable": 0, "blind": {"items": 9, "accuracy": None, "cider": 0.0512, "bleu4": 0.01},
+}  # fmt: skip
+
+
+def test_captions_are_told_by_cider_and_bleu(tmp_path: Path) -> None:
+    totals = {"accuracy": None, "cider": 1.0567, "cider_blind": 0.0512, "bleu4": 0.3123, "bleu4_blind": 0.01}
+    sample, _ = item("a", True)
+    answer = Prediction("a", "a dog", "yes", 1.0567, metric="caption", answers=("yes", "a brown dog"))
+    page = Page(write(tmp_path, RESULT | totals | {"evaluations": {"coco": CAPTIONS}}, shown=[(sample, answer)]))
+    text = " ".join(page.text.split())
+    assert "coco CIDEr-D 105.7 BLEU-4 31.2 90.0 – 120.0 5.1 9" in text
+    assert "cider105.7CIDEr-D × 100, over 9 items" in text and "bleu4_blind1.0" in text
+    assert "they are no accuracies" in text and "105.7 %" not in text and "✗" not in text and "✓" not in text
+    assert "CIDEr-D 105.7 · a" in text and "a brown dog" in text
+
+
+def test_beside_accuracies_captions_have_tiles_of_their_own(tmp_path: Path) -> None:
+    both = {"evaluations": {"vqa": RESULT["evaluations"]["easy_vqa"], "coco": CAPTIONS}, "cider": 1.0567}
+    text = " ".join(Page(write(tmp_path, RESULT | both)).text.split())
+    assert "accuracy81.2 %over 16 items" in text and "cider105.7CIDEr-D × 100, over 9 items" in text

@@ -1,6 +1,7 @@
 """Runs that never were: results and answers as a sweep finds them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,14 @@ def ran(
         **figures,
     }
     return Ran(seed, folder, result, answered(correct))
+
+
+def captioned(scores: Sequence[float], seed: int = 0, folder: Path = Path("runs/x"), **figures: Any) -> Ran:
+    """A run that was judged on captions alone, with what each of them got."""
+    answers = [
+        replace(answer, score=each, metric="caption")
+        for answer, each in zip(answered([False] * len(scores)), scores, strict=True)
+    ]
+    told = {"cider": float(np.mean(scores)), "cider_blind": 0.05, "bleu4": 0.25, "bleu4_blind": 0.01}
+    run = ran([], seed=seed, folder=folder, **told, **figures)
+    return replace(run, answers=answers)

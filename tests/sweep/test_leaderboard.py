@@ -18,7 +18,7 @@ from beni.sweep.leaderboard import (
     write_leaderboard,
 )
 from beni.sweep.standings import Standings, stand
-from tests.sweep.runs import cell, ran
+from tests.sweep.runs import captioned, cell, ran
 
 PROGRESS = Progress(
     command="beni sweep --connector mlp perceiver",
@@ -80,7 +80,7 @@ def test_numbers_for_other_programs(tmp_path: Path) -> None:
     standings = made(tmp_path)
     first, second = csv.DictReader(io.StringIO(table(standings)))
     assert (first["--connector"], first["--rows"], second["--rows"]) == ("perceiver", "2", "")
-    assert float(first["accuracy"]) == standings.rows[0].accuracy and float(first["low"]) <= float(first["accuracy"])
+    assert float(first["accuracy"]) == standings.rows[0].quality and float(first["low"]) <= float(first["accuracy"])
     assert (first["seeds"], second["lr"], second["front"], first["flops_per_sample"]) == (
         "2",
         "0.0002",
@@ -97,3 +97,16 @@ def test_a_table_to_paste(tmp_path: Path) -> None:
     assert (
         rows[0].startswith("| 1* | perceiver × rows 2 | ") and "- no result: sva, seeds 0, 1: it <b>cannot</b>" in lines
     )
+
+
+def test_of_captions_nothing_is_called_an_accuracy(tmp_path: Path) -> None:
+    runs = [captioned([n + 0.1, n + 0.9, 0.2], folder=tmp_path / f"runs/{n}", flops=n + 1.0) for n in (1, 0)]
+    standings = stand([(cell("mlp"), 1e-3, runs[:1]), (cell("sva"), 1e-3, runs[1:])])
+    write_leaderboard(tmp_path, standings, PROGRESS)
+    page, text = (tmp_path / "leaderboard.html").read_text(), (tmp_path / "leaderboard.md").read_text()
+    assert '<th class="n">CIDEr-D</th>' in page and ">106.7<small>" in page and '<td class="n">25.0</td>' in page
+    assert "no accuracies" in page and "0 – 100 %" not in page and 'class="wrongly"' not in page
+    assert page.lower().count("accurac") == page.count("are no accuracies")
+    assert "| CIDEr-D | 95 % interval | behind | blind | BLEU-4 |" in text and "no accuracies" in text
+    [first, _] = csv.DictReader(io.StringIO(table(standings)))
+    assert float(first["cider"]) == standings.rows[0].quality and first["bleu4"] == "0.25" and "accuracy" not in first

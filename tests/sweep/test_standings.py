@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from beni.errors import DataError
+from beni.eval.figure import ACCURACY, CIDER
 from beni.sweep.standings import MOST_COMPARED, pareto, stand
-from tests.sweep.runs import answered, cell, ran
+from tests.sweep.runs import answered, captioned, cell, ran
 
 ITEMS = 400
 
@@ -26,7 +27,7 @@ def test_the_most_accurate_leads_and_others_are_behind_it() -> None:
     )
     first, second, third = standings.rows
     assert first.cell.name == "perceiver" and first.lr == 1e-4 and standings.seeds == 2
-    assert first.accuracy == pytest.approx(0.8) and first.interval[0] < 0.75 < 0.85 < first.interval[1]
+    assert first.quality == pytest.approx(0.8) and first.interval[0] < 0.75 < 0.85 < first.interval[1]
     assert (first.behind, first.behind_interval) == (0.0, (0.0, 0.0))
     assert second.behind == pytest.approx(0.3) and 0.1 < second.behind_interval[0] < 0.3
     assert [row.front for row in standings.rows] == [True, True, False], "sva is as good as mlp for twice as much"
@@ -55,7 +56,7 @@ def test_of_many_cells_all_are_compared_to_the_first_alone() -> None:
 def test_a_cell_without_evaluation_data_comes_last() -> None:
     standings = stand([(cell("mlp"), 1.0, [ran([])]), (cell("sva"), 1.0, [ran(right(1))])])
     assert [row.cell.name for row in standings.rows] == ["sva", "mlp"]
-    assert standings.rows[1].accuracy is None and standings.rows[1].interval is None and not standings.rows[1].front
+    assert standings.rows[1].quality is None and standings.rows[1].interval is None and not standings.rows[1].front
     assert stand([]).rows == []
 
 
@@ -83,3 +84,25 @@ def test_costs_are_medians_and_tags_means() -> None:
 )
 def test_the_front(points: list[tuple[float | None, float | None]], front: set[int]) -> None:
     assert pareto(points) == front
+
+
+def test_captions_are_compared_by_cider() -> None:
+    random = np.random.default_rng(0)
+    low, high = random.gamma(2.0, 0.3, ITEMS), random.gamma(2.0, 0.7, ITEMS)
+    standings = stand([(cell("mlp"), 1.0, [captioned(list(low))]), (cell("sva"), 1.0, [captioned(list(high))])])
+    first, second = standings.rows
+    assert standings.figure is CIDER and first.cell.name == "sva" and first.quality == pytest.approx(high.mean())
+    assert first.quality > 1 and first.interval[0] < first.quality < first.interval[1]
+    assert (
+        second.behind == pytest.approx(high.mean() - low.mean()) and first.blind == 0.05 and first.mean("bleu4") == 0.25
+    )
+
+
+def test_beside_answers_that_are_right_or_wrong_captions_do_not_count() -> None:
+    """They are no accuracies: a CIDEr-D of 5 must not lift a mean."""
+    plain, captions = ran(right(200)), captioned([5.0] * 40)
+    both = replace(plain, answers=[*plain.answers, *captions.answers], result={**captions.result, **plain.result})
+    alone, mixed = (stand([(cell(), 1.0, [run])]) for run in (plain, both))
+    assert mixed.figure is ACCURACY and mixed.rows[0].quality == alone.rows[0].quality
+    assert mixed.rows[0].interval == alone.rows[0].interval and mixed.rows[0].by_tag() == alone.rows[0].by_tag()
+    assert mixed.rows[0].mean("cider") == 5.0

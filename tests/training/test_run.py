@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from beni.cli.commands import evaluate
 from beni.data.spec import judged
 from beni.data.template import template_source
 from beni.errors import BeniError, CheckpointError, ConfigError, DataError
@@ -53,6 +54,40 @@ def test_a_run_leaves_config_metrics_result_report_checkpoint_and_model(tmp_path
         "distribution": "beni",
         "version": config["connector"]["origin"]["version"],
     }
+
+
+def test_captions_are_judged_by_themselves_and_as_evaluate_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words that are rare in one evaluation are not in another: each is a corpus of its own."""
+    said = [
+        ("a red ball", "a ball is red"),
+        ("two green cubes", "cubes"),
+        ("a blue cone", "one cone, blue"),
+        ("no", "a dog"),
+    ]
+    for name in ("one", "two"):
+        talk = [
+            {
+                "conversations": [{"from": "human", "value": f"{name} {n}?"}, {"from": "gpt", "value": a}],
+                "answers": [a, b],
+            }
+            for n, (a, b) in enumerate(said[:3] if name == "one" else said[1:])
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps(talk))
+    specs = [f"llava:{tmp_path / name}.json?metric=caption" for name in ("one", "two")]
+    learned = {"data": [spec.partition("?")[0] for spec in specs], "eval_data": [*specs, SHAPES], "max_new_tokens": 8}
+    result = train(small_run(tmp_path / "run", data=learned, optim={"steps": 60, "lr": 1e-2}))
+    figures = [result["evaluations"][spec]["cider"] for spec in specs]
+    assert result["cider"] == pytest.approx(sum(figures) / 2) and result["cider"] > 0.1, "nothing was learned"
+    assert result["bleu4"] > 0 and result["accuracy"] is not None and result["cider_blind"] is not None
+    items = read_answers(tmp_path / "run" / "predictions.jsonl")
+    assert [item.metric for item in items[:7]] == ["caption"] * 6 + ["exact"]
+    capsys.readouterr()
+    evaluate(["--model", str(tmp_path / "run/model"), "--max-new-tokens", "8", "--data", *specs], "evaluate")
+    told = json.loads(capsys.readouterr().out)
+    assert [told["evaluations"][spec]["cider"] for spec in specs] == pytest.approx(figures)
+    assert (told["cider"], told["bleu4"]) == pytest.approx((result["cider"], result["bleu4"]))
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -204,7 +239,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         ({"data": {"data": ["shapes?template=vicunna"]}}, r"data 'shapes\?template=vicunna'.*did you mean vicuna"),
         ({"data": {"data": ["shapes?loss_weight=-0.5"]}}, r"loss_weight is '-0.5'; it must be a number, at least 0"),
         ({"data": {"eval_data": ["shapes?template=no"]}}, "template no: neither one of plain"),
-        ({"data": {"eval_data": ["shapes?metric=bleu"]}}, "metric is 'bleu'; it can be exact, vqa, choice"),
+        ({"data": {"eval_data": ["shapes?metric=bleu"]}}, "metric is 'bleu'; it can be exact, vqa, choice, caption"),
         (
             {"data": {"eval_data": ["shapes?images=40&metric=choice"]}},
             "metric=choice takes the likeliest of its choices",

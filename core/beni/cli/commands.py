@@ -29,7 +29,7 @@ from beni.training.run import train as run_training
 from beni.training.stages import train_stages
 
 HEADLINE = (
-    *("accuracy", "accuracy_blind", "eval_loss", "val_loss", "val_nats_per_char"),
+    *("accuracy", "accuracy_blind", "cider", "cider_blind", "bleu4", "eval_loss", "val_loss", "val_nats_per_char"),
     *("steps", "samples_per_s", "tokens_per_s", "wall_s"),
 )
 """What of a result is printed."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from beni.errors import DataError
 from beni.eval.prediction import Prediction
-from beni.sample import Sample
+from beni.sample import Metric, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +22,14 @@ class Answer:
     prediction: str
     target: str
     score: float
-    """The share of the credit, 0 to 1."""
+    """By the item's metric: the share of the credit, 0 to 1; of a caption its CIDEr-D, 0 to 10."""
     blind: str
     """What is answered when the images are blanked."""
     blind_score: float
     tags: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
     """Why there is no answer."""
-
-    @property
-    def correct(self) -> bool:
-        """Whether it gets the whole credit."""
-        return self.score == 1
+    metric: Metric = "exact"
 
 
 def answers(
@@ -62,6 +58,7 @@ def answers(
             blind_score=unseen.score,
             tags=dict(seen.tags),
             error=seen.error,
+            metric=seen.metric,
         )
 
 

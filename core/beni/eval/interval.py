@@ -41,10 +41,32 @@ def clustered(scores_N: Float[np.ndarray, " N"], groups_N: Int[np.ndarray, " N"]
     items, mean, groups = len(scores_N), float(scores_N.mean()), int(groups_N.max()) + 1
     if groups == 1 or scores_N.min() == scores_N.max():
         return wilson(mean, groups)  # nothing shows how groups vary
-    off_G = np.bincount(groups_N, weights=scores_N - mean, minlength=groups)
-    variance = float((off_G**2).sum()) / items**2 * groups / (groups - 1)
-    effective = min(mean * (1 - mean) / max(variance, np.finfo(float).tiny), items)
+    effective = min(mean * (1 - mean) / max(_variance(scores_N, groups_N), np.finfo(float).tiny), items)
     return wilson(mean, effective * (Z / _student(groups - 1)) ** 2)
+
+
+def student(scores_N: Float[np.ndarray, " N"], groups_N: Int[np.ndarray, " N"]) -> tuple[float, float] | None:
+    """The 95 % interval of a mean score that is no share: Student's t, with the variance that the groups show.
+
+    Args:
+        scores_N: at least 0.
+        groups_N: as for `clustered`.
+
+    Returns:
+        None where nothing shows how groups vary.
+    """
+    if not len(scores_N) or groups_N.max() == 0 or scores_N.min() == scores_N.max():
+        return None
+    mean = float(scores_N.mean())
+    half = _student(int(groups_N.max())) * math.sqrt(_variance(scores_N, groups_N))
+    return max(0.0, mean - half), mean + half
+
+
+def _variance(scores_N: Float[np.ndarray, " N"], groups_N: Int[np.ndarray, " N"]) -> float:
+    """Of the mean, as the sums of two groups or more show it."""
+    items, groups = len(scores_N), int(groups_N.max()) + 1
+    off_G = np.bincount(groups_N, weights=scores_N - scores_N.mean(), minlength=groups)
+    return float((off_G**2).sum()) / items**2 * groups / (groups - 1)
 
 
 def _student(freedom: int) -> float:

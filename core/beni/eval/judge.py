@@ -47,7 +47,7 @@ def judge(
 
     Args:
         model: parallelized or not; every process takes part and gets all predictions.
-        samples: items whose last turn is the answer.
+        samples: items whose last turn is the answer; of one evaluation: captions are weighed against each other.
         batch_size: questions answered at a time.
         max_new_tokens: longest answer in tokens.
         blind: show images of the mean colour instead: what can be guessed without looking.
@@ -55,9 +55,9 @@ def judge(
 
     Raises:
         DataError: an item that cannot be a prompt, or not be judged by its metric.
+        ConfigError: a metric needs a package that is not installed.
     """
-    for sample in samples:
-        check(sample)
+    check(samples)
     shown = [blanked(sample, composer) for sample in samples] if blind else samples
     asked = {n: composer.compose(s, prompt_only=True) for n, s in enumerate(shown) if s.metric != "choice"}
     offers = {n: offered(s, composer) for n, s in enumerate(shown) if s.metric == "choice"}
@@ -73,7 +73,7 @@ def judge(
     said = _shared_out(answer, _batches(asked, batch_size), processes, label)
     said |= _shared_out(choose, list(rows(offers)), processes, label)
     model.train(was_training)
-    return [_judged(sample, said[number]) for number, sample in enumerate(samples)]
+    return _judged(samples, [said[number] for number in range(len(samples))])
 
 
 Work = TypeVar("Work")
@@ -91,9 +91,22 @@ def _shared_out(
     return {number: answer for share in processes.gather(said) for number, answer in share.items()}
 
 
-def _judged(sample: Sample, said: Said) -> Prediction:
-    worth = 0.0 if said.error else score(said.text, sample)
-    return Prediction(sample.id, said.text, sample.answer, worth, sample.tags, said.error, images_of(sample))
+def _judged(samples: Sequence[Sample], said: Sequence[Said]) -> list[Prediction]:
+    worth = score([each.text for each in said], samples)
+    return [
+        Prediction(
+            id=sample.id,
+            prediction=each.text,
+            target=sample.answer,
+            score=0.0 if each.error else gets,
+            tags=sample.tags,
+            error=each.error,
+            images=images_of(sample),
+            metric=sample.metric,
+            answers=sample.answers,
+        )
+        for sample, each, gets in zip(samples, said, worth, strict=True)
+    ]
 
 
 def subset(samples: Sequence[Sample], limit: int, seed: int = 0) -> list[Sample]:

@@ -1,39 +1,63 @@
-"""How an answer is judged: what share of the credit it gets."""
+"""How answers are judged: what each gets, and what the mean of that is."""
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from beni.errors import DataError
+from beni.eval.captions import check_captions, cider
+from beni.eval.figure import ACCURACY, CIDER, Figure
 from beni.sample import Metric, Sample
 
 AGREE = 3
 """People who must have said the same for the whole credit (VQA)."""
 
 
-def check(sample: Sample) -> None:
-    """Refuse an item that its metric cannot judge.
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a metric is."""
+
+    score: Callable[[Sequence[str], Sequence[Sample]], list[float]]
+    """What each of some predictions gets, of samples that are judged together."""
+    check: Callable[[Sequence[Sample]], None]
+    """Refuses what it cannot judge, with a BeniError that says why."""
+    figure: Figure = ACCURACY
+    """What the mean over items is."""
+
+
+def check(samples: Sequence[Sample]) -> None:
+    """Refuse items that their metric cannot judge.
+
+    Args:
+        samples: judged together.
 
     Raises:
-        DataError: says what it lacks.
+        DataError: says what one of them lacks.
+        ConfigError: a metric of theirs needs a package that is not installed.
     """
-    if sample.metric == "vqa" and len(sample.answers) <= AGREE:
-        raise DataError(
-            f"sample '{sample.id}': metric=vqa compares with what several people answered, usually ten; it has "
-            f"{len(sample.answers)} answers: use metric=exact"
-        )
-    if sample.metric == "choice" and not all(sample.choices):
-        raise DataError(f"sample '{sample.id}': one of its choices is empty")
-    if sample.metric == "choice" and sample.answer not in sample.choices:
-        raise DataError(
-            f"sample '{sample.id}': metric=choice takes the likeliest of its choices, and its answer "
-            f"'{sample.answer}' is none of them: {', '.join(sample.choices) or 'it has none'}"
-        )
+    for metric, numbers in _by_metric(samples).items():
+        RULES[metric].check([samples[n] for n in numbers])
 
 
-def score(prediction: str, sample: Sample) -> float:
-    """The share of the credit, 0 to 1, by the sample's metric."""
-    return _SCORES[sample.metric](prediction, sample)
+def score(predictions: Sequence[str], samples: Sequence[Sample]) -> list[float]:
+    """What each prediction gets, by the metric of its sample.
+
+    Args:
+        predictions: one for each sample.
+        samples: judged together: where words are weighed by how rare they are, it is among these.
+    """
+    found = [0.0] * len(samples)
+    for metric, numbers in _by_metric(samples).items():
+        worth = RULES[metric].score([predictions[n] for n in numbers], [samples[n] for n in numbers])
+        for n, each in zip(numbers, worth, strict=True):
+            found[n] = each
+    return found
+
+
+def figure_of(metric: Metric) -> Figure:
+    """What the mean over items that are judged so is."""
+    return RULES[metric].figure
 
 
 def exact(prediction: str, sample: Sample) -> float:
@@ -73,7 +97,48 @@ def normalised(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-_SCORES: Mapping[Metric, Callable[[str, Sample], float]] = {"exact": exact, "vqa": vqa, "choice": chosen}
+def _by_metric(samples: Sequence[Sample]) -> dict[Metric, list[int]]:
+    found: dict[Metric, list[int]] = defaultdict(list)
+    for number, sample in enumerate(samples):
+        found[sample.metric].append(number)
+    return found
+
+
+def _each(credit: Callable[[str, Sample], float]) -> Callable[[Sequence[str], Sequence[Sample]], list[float]]:
+    """Items that are judged one by one."""
+    return lambda predictions, samples: [credit(*each) for each in zip(predictions, samples, strict=True)]
+
+
+def _check_nothing(samples: Sequence[Sample]) -> None:
+    """Every item has an answer."""
+
+
+def _check_people(samples: Sequence[Sample]) -> None:
+    for sample in samples:
+        if len(sample.answers) <= AGREE:
+            raise DataError(
+                f"sample '{sample.id}': metric=vqa compares with what several people answered, usually ten; it has "
+                f"{len(sample.answers)} answers: use metric=exact"
+            )
+
+
+def _check_choices(samples: Sequence[Sample]) -> None:
+    for sample in samples:
+        if not all(sample.choices):
+            raise DataError(f"sample '{sample.id}': one of its choices is empty")
+        if sample.answer not in sample.choices:
+            raise DataError(
+                f"sample '{sample.id}': metric=choice takes the likeliest of its choices, and its answer "
+                f"'{sample.answer}' is none of them: {', '.join(sample.choices) or 'it has none'}"
+            )
+
+
+RULES: Mapping[Metric, Rule] = {
+    "exact": Rule(_each(exact), _check_nothing),
+    "vqa": Rule(_each(vqa), _check_people),
+    "choice": Rule(_each(chosen), _check_choices),
+    "caption": Rule(cider, check_captions, CIDER),
+}
 
 
 def _plain(text: str) -> str:

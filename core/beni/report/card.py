@@ -121,9 +121,9 @@ def _hub_ids(named: Iterable[str]) -> list[str] | None:
 
 
 def _results(rows: Iterable[ScoreRow]) -> Iterator[EvalResult]:
-    """Accuracies of whole datasets, each with the one that is reached without looking."""
+    """Figures of whole datasets, each with the one that is reached without looking."""
     for row in rows:
-        name = public(row.dataset)
-        for metric, value in (("accuracy", row.accuracy), ("accuracy, images blanked", row.blind)):
+        name, figure = public(row.dataset), row.figure
+        for title, value in ((figure.title, row.value), (f"{figure.title}, images blanked", row.blind)):
             if value is not None and not row.tag:
-                yield EvalResult(TASK, name, name, "accuracy", value, metric_name=f"{metric} ({row.items} items)")
+                yield EvalResult(TASK, name, name, figure.name, value, metric_name=f"{title} ({row.items} items)")

@@ -1,13 +1,24 @@
 """Numbers as people read them; what is missing becomes an en dash."""
 
 import math
+from collections.abc import Sequence
 
 MISSING = "–"
 
 
+def hundredfold(value: float | None, unit: str = "") -> str:
+    """0.934 as `93.4`, and a unit behind it."""
+    return MISSING if value is None else f"{100 * value:.1f}{unit}"
+
+
+def bounds(interval: Sequence[float] | None) -> str:
+    """(0.9, 0.95) as `90.0 – 95.0`."""
+    return MISSING if interval is None else " – ".join(map(hundredfold, interval))
+
+
 def percent(share: float | None) -> str:
     """0.934 as `93.4 %`."""
-    return MISSING if share is None else f"{100 * share:.1f} %"
+    return hundredfold(share, " %")
 
 
 def whole(value: float | None) -> str:
@@ -72,5 +83,5 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-ALL = (percent, whole, decimal, quantity, operations, size, duration)
+ALL = (percent, hundredfold, bounds, whole, decimal, quantity, operations, size, duration)
 """What templates may use by name."""

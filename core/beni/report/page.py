@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from beni.eval.figure import ACCURACY, FIGURES, Beside, Figure, leading
+from beni.eval.metrics import figure_of
 from beni.eval.prediction import Prediction
 from beni.report.curves import Plot, make_plot
 from beni.report.parts import parts_of
@@ -43,7 +45,7 @@ def write_report(
         "parameters": parameters,
         "title": title_of(config),
         "parts": parts,
-        "items": sum(row.items for row in rows if not row.tag),
+        "scores": _scores(result, rows),
         "rows": rows,
         "plots": _plots(metrics),
         "costs": _costs(result.get("flops_per_sample_by_part") or {}),
@@ -57,18 +59,21 @@ def write_report(
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """Accuracy on a dataset, or on the items of it that have a tag."""
+    """What was reached on a dataset, or on the items of it that have a tag."""
 
     dataset: str
     tag: str
     """`name=value`, or empty for the whole dataset."""
     items: int
     unreadable: int
-    accuracy: float | None
+    figure: Figure
+    """What `value` is: its accuracy, or what else the metric of the data gives."""
+    value: float | None
+    interval: Sequence[float] | None
+    """Of 95 %."""
     blind: float | None
-    low: float
-    """Bounds of the accuracy's 95 % interval, and `high`."""
-    high: float
+    beside: Sequence[tuple[str, float]]
+    """Title and value of figures that are told beside it."""
 
 
 def score_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[ScoreRow]:
@@ -83,9 +88,41 @@ def score_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[ScoreRow]:
 
 
 def _score_row(dataset: str, tag: str, seen: Mapping[str, Any], blind: Mapping[str, Any]) -> ScoreRow:
-    items, accuracy = seen.get("items") or 0, seen.get("accuracy")
-    low, high = seen.get("interval") or (0.0, 1.0)
-    return ScoreRow(dataset, tag, items, seen.get("unreadable") or 0, accuracy, blind.get("accuracy"), low, high)
+    figure = leading(seen)
+    return ScoreRow(
+        dataset=dataset,
+        tag=tag,
+        items=seen.get("items") or 0,
+        unreadable=seen.get("unreadable") or 0,
+        figure=figure,
+        value=seen.get(figure.name),
+        interval=seen.get(figure.interval_name),
+        blind=blind.get(figure.name),
+        beside=[(each.title, seen[each.name]) for each in figure.beside if seen.get(each.name) is not None],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A figure of all evaluations together."""
+
+    figure: Figure | Beside
+    unit: str
+    seeing: float | None
+    blind: float | None
+    items: int
+
+
+def _scores(result: Mapping[str, Any], rows: Sequence[ScoreRow]) -> list[Score]:
+    """The accuracy, unless there are others only, and these."""
+    known = [each for each in FIGURES if result.get(each.name) is not None] or [ACCURACY]
+    found = []
+    for figure in known:
+        items = sum(row.items for row in rows if not row.tag and row.figure is figure)
+        for each in figure.all:
+            seeing, blind = result.get(each.name), result.get(f"{each.name}_blind")
+            found.append(Score(each, figure.unit, seeing, blind, items))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +161,11 @@ class Card:
     prediction: Prediction
     pictures: tuple[Picture | str, ...]
     """Embedded pictures, or why there is none."""
+
+    @property
+    def figure(self) -> Figure:
+        """What the score of the answer adds to."""
+        return figure_of(self.prediction.metric)
 
 
 def _card(sample: Sample, prediction: Prediction) -> Card:

@@ -44,16 +44,7 @@ def fill(template: str, values: Mapping[str, Any], escape: bool = True) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (
-        figures.percent,
-        figures.whole,
-        figures.decimal,
-        figures.quantity,
-        figures.operations,
-        figures.size,
-        figures.duration,
-    )
-    environment.filters.update({function.__name__: function for function in filters}, cell=_cell, code=_code)
+    environment.filters.update({function.__name__: function for function in figures.ALL}, cell=_cell, code=_code)
     return environment.get_template(template).render(values)
 
 

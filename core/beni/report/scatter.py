@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from beni.eval.figure import ACCURACY, Figure
 from beni.report.curves import LOG_RATIO, Tick, log_ticks, ticks
-from beni.report.figures import operations, percent
+from beni.report.figures import bounds, hundredfold, operations
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +55,20 @@ class Scatter:
     bottom = 340
 
 
-def make_scatter(spots: Sequence[Spot]) -> Scatter | None:
-    """A drawing of qualities over costs, or None of fewer than two."""
+def make_scatter(spots: Sequence[Spot], figure: Figure = ACCURACY) -> Scatter | None:
+    """A drawing of qualities over costs, or None of fewer than two.
+
+    Args:
+        spots: what is drawn.
+        figure: what their quality is.
+    """
     if len(spots) < 2:
         return None
     costs = [spot.cost for spot in spots]
     logarithmic = min(costs) > 0 and max(costs) > LOG_RATIO * min(costs)
     x_values = log_ticks(min(costs), max(costs)) if logarithmic else ticks(min(costs), max(costs))
     y_values = ticks(min(spot.low for spot in spots), max(spot.high for spot in spots))
-    y_values = [y for y in y_values if -1e-9 <= y <= 1 + 1e-9]
+    y_values = [y for y in y_values if y >= -1e-9 and (y <= 1 + 1e-9 or not figure.share)]
 
     def x(cost: float) -> float:
         low, high, at = x_values[0], x_values[-1], cost
@@ -81,7 +87,7 @@ def make_scatter(spots: Sequence[Spot]) -> Scatter | None:
             y(spot.quality),
             y(spot.low),
             y(spot.high),
-            f"{spot.name}\n{percent(spot.quality)} ({100 * spot.low:.1f} – {100 * spot.high:.1f})\n"
+            f"{spot.name}\n{hundredfold(spot.quality, figure.unit)} ({bounds((spot.low, spot.high))})\n"
             f"{operations(spot.cost)}FLOPs per sample",
         )
         for spot in spots
@@ -91,6 +97,6 @@ def make_scatter(spots: Sequence[Spot]) -> Scatter | None:
         spots=tuple(placed),
         front=" ".join(f"{each.x:.1f},{each.y:.1f}" for each in on_front),
         x_ticks=tuple(Tick(x(value), operations(value).strip()) for value in x_values),
-        y_ticks=tuple(Tick(y(value), f"{100 * value:.3g} %") for value in y_values),
+        y_ticks=tuple(Tick(y(value), f"{100 * value:.3g}{figure.unit}") for value in y_values),
         logarithmic=logarithmic,
     )

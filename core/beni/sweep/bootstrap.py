@@ -1,4 +1,4 @@
-"""How far an accuracy may be off because no more items were judged and no more seeds trained.
+"""How far a mean score may be off because no more items were judged and no more seeds trained.
 
 The bootstrap draws items and seeds again, with replacement. Items about the same images are drawn together: their
 answers depend on each other (a cluster bootstrap; Davison and Hinkley, Bootstrap Methods and their Application, §3.8).
@@ -24,10 +24,10 @@ def draws(
     count: int = DRAWS,
     seed: int = 0,
 ) -> Float[np.ndarray, "C R"]:
-    """Mean accuracies over seeds and items, of items and seeds drawn again.
+    """Mean scores over seeds and items, of items and seeds drawn again.
 
     Args:
-        scores: what answers are worth, 0 to 1, by combination, seed and item; the same items everywhere.
+        scores: what answers get, by combination, seed and item; the same items everywhere.
         groups_N: of items about the same images, numbers from 0 on without gaps.
         count: of draws.
         seed: of the draws.

@@ -12,8 +12,10 @@ from beni.config import RunConfig
 from beni.data.spec import judged
 from beni.errors import BeniError
 from beni.eval.answers import Answer
+from beni.eval.figure import FIGURES, Figure
 from beni.eval.judge import subset
-from beni.report.figures import operations, percent, quantity, size, whole
+from beni.eval.metrics import figure_of
+from beni.report.figures import MISSING, bounds, hundredfold, operations, quantity, size, whole
 from beni.report.pictures import Picture, drawn
 from beni.report.render import write_page
 from beni.report.scatter import Spot, make_scatter
@@ -65,13 +67,27 @@ class Progress:
     trials: Sequence[Trial] = ()
 
 
-QUALITY: dict[str, Callable[[Standing], str]] = {
-    "accuracy": lambda row: percent(row.accuracy),
-    "95 % interval": lambda row: _interval(row.interval),
-    "behind": lambda row: _points(row.behind, row.behind_interval),
-    "blind": lambda row: percent(row.blind),
-}
-"""Columns of the table behind the name: what was reached."""
+Columns = Mapping[str, Callable[[Standing], str]]
+"""Cells of a table by their headings."""
+
+
+def quality_columns(figure: Figure) -> Columns:
+    """What was reached."""
+    return {
+        figure.title: lambda row: hundredfold(row.quality, figure.unit),
+        "95 % interval": lambda row: bounds(row.interval),
+        "behind": lambda row: _points(row.behind, row.behind_interval),
+        "blind": lambda row: hundredfold(row.blind, figure.unit),
+    }
+
+
+def columns_beside(standings: Standings) -> dict[str, str]:
+    """Titles of the figures that are told beside the one that is compared, by their keys in a result."""
+    every = {each.name: each.title for figure in FIGURES for each in figure.all}
+    every.pop(standings.figure.name)
+    return {name: title for name, title in every.items() if any(row.mean(name) is not None for row in standings.rows)}
+
+
 COSTS: dict[str, Callable[[Standing], str]] = {
     "FLOPs/sample": lambda row: operations(row.cost("flops_per_sample")),
     "samples/s": lambda row: whole(row.cost("samples_per_s")),
@@ -84,9 +100,9 @@ COSTS: dict[str, Callable[[Standing], str]] = {
     "seeds": lambda row: str(len(row.runs)),
 }
 """And what it took."""
+CAPTIONS = "CIDEr-D and BLEU-4 compare captions with those of people; they are given times 100, and are no accuracies."
 SELDOM = ("steps", "lr", "seeds")
 """Columns that a page leaves out where they say the same of all."""
-COLUMNS = QUALITY | COSTS
 
 
 def write_leaderboard(folder: Path, standings: Standings, progress: Progress) -> None:
@@ -100,16 +116,19 @@ def write_leaderboard(folder: Path, standings: Standings, progress: Progress) ->
     tags = list(dict.fromkeys(tag for tags in by_tag for tag in tags))[:MOST_TAGS]
     values = {
         "rows": rows,
-        "columns": QUALITY,
+        "figure": standings.figure,
+        "columns": quality_columns(standings.figure),
+        "beside": columns_beside(standings),
+        "captions": CAPTIONS,
         "costs": {heading: column for heading, column in COSTS.items() if heading not in SELDOM or _vary(rows, column)},
         "progress": progress,
         "links": [[(run.seed, run.folder.relative_to(folder).as_posix()) for run in row.runs] for row in rows],
-        "scatter": make_scatter(_spots(rows)),
+        "scatter": make_scatter(_spots(rows), standings.figure),
         "compared": sorted({one for one, _ in standings.differences}),
         "differences": standings.differences,
         "tags": [(tag, [tags.get(tag) for tags in by_tag]) for tag in tags],
         "pair": rows[:2] if (0, 1) in standings.differences else (),
-        "examples": _examples(rows[0], rows[1]) if (0, 1) in standings.differences else (),
+        "examples": _examples(rows[0], rows[1], standings.figure) if (0, 1) in standings.differences else (),
         "seeds": standings.seeds,
     }
     write_page(folder / "leaderboard.html", "leaderboard.html.jinja", values)
@@ -117,18 +136,29 @@ def write_leaderboard(folder: Path, standings: Standings, progress: Progress) ->
 
 def markdown(standings: Standings, progress: Progress) -> str:
     """The table, and what it stands on."""
-    lines = ["# Leaderboard", "", "| | combination | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    figure, beside = standings.figure, columns_beside(standings)
+    costs = COSTS.values()
+    headings = [*quality_columns(figure), *beside.values(), *COSTS]
+    lines = [
+        "# Leaderboard",
+        "",
+        "| | combination | " + " | ".join(headings) + " |",
+        "|---" * (len(headings) + 2) + "|",
+    ]
     for place, row in enumerate(standings.rows, start=1):
-        cells = [column(row) for column in COLUMNS.values()]
+        cells = [column(row) for column in quality_columns(figure).values()]
+        cells += [hundredfold(row.mean(name)) for name in beside] + [column(row) for column in costs]
         lines.append(
             f"| {place}{'*' if row.front else ''} | " + " | ".join(map(_escaped, [row.cell.name, *cells])) + " |"
         )
     lines += ["", f"{progress.ended} of {progress.runs} runs, {progress.jobs} at a time. `{progress.command}`", ""]
     lines += [
-        "\\* on the front: nothing here is as accurate for as few operations. Intervals (95 %) are over seeds and "
+        "\\* on the front: nothing here is as good for as few operations. Intervals (95 %) are over seeds and "
         "items, by a bootstrap that draws items about the same images together; differences to the first are paired by "
         "item. Blind: the images blanked. Of speeds and memory the median over seeds."
     ]
+    if beside or not figure.share:
+        lines += [CAPTIONS]
     lines += [f"- no result: {each.name}, {each.shown}: {each.why}" for each in progress.failed]
     return "\n".join(lines) + "\n"
 
@@ -138,6 +168,7 @@ def table(standings: Standings) -> str:
     options = list(dict.fromkeys(option for row in standings.rows for option in row.cell.varied))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    figure, beside = standings.figure, columns_beside(standings)
     figures = ("flops_per_sample", "samples_per_s", "peak_memory_bytes", "visual_tokens_per_image", "steps", "train_s")
     writer.writerow(
         [
@@ -145,25 +176,27 @@ def table(standings: Standings) -> str:
                 "place",
                 "name",
                 *(f"--{option}" for option in options),
-                "accuracy",
+                figure.name,
                 "low",
                 "high",
                 "behind",
                 "behind_low",
                 "behind_high",
                 "blind",
+                *beside,
             ),
-            *(*figures, "parameters", "trained", "lr", "seeds", "accuracies", "front"),
+            *(*figures, "parameters", "trained", "lr", "seeds", f"{figure.name}_by_seed", "front"),
         ]
     )
     for place, row in enumerate(standings.rows, start=1):
         writer.writerow(
             [
                 *(place, row.cell.name, *(row.cell.varied.get(option, "") for option in options)),
-                *(row.accuracy, *(row.interval or ("", "")), row.behind, *(row.behind_interval or ("", "")), row.blind),
-                *(row.cost(figure) for figure in figures),
+                *(row.quality, *(row.interval or ("", "")), row.behind, *(row.behind_interval or ("", "")), row.blind),
+                *(row.mean(name) for name in beside),
+                *(row.cost(name) for name in figures),
                 *(row.parameters, row.trained, row.lr, len(row.runs)),
-                " ".join(str(run.result["accuracy"]) for run in row.runs),
+                " ".join(str(run.result.get(figure.name)) for run in row.runs),
                 int(row.front),
             ]
         )
@@ -178,8 +211,8 @@ def _spots(rows: Sequence[Standing]) -> list[Spot]:
     spots = []
     for place, row in enumerate(rows, start=1):
         cost = row.cost("flops_per_sample")
-        if cost is not None and row.accuracy is not None and row.interval is not None:
-            spots.append(Spot(place, row.cell.name, cost, row.accuracy, *row.interval, row.front))
+        if cost is not None and row.quality is not None and row.interval is not None:
+            spots.append(Spot(place, row.cell.name, cost, row.quality, *row.interval, row.front))
     return spots
 
 
@@ -190,8 +223,8 @@ class Said:
     text: str
     """The most frequent answer."""
     correct: bool
-    right: float
-    """The credit of all seeds together; of exact matches, how many of `seeds` are right."""
+    gets: float
+    """All seeds together; of exact matches, how many of `seeds` are right."""
     seeds: int
 
     @classmethod
@@ -211,7 +244,7 @@ class Example:
     """Of either."""
 
 
-def _examples(first: Standing, second: Standing) -> list[Example]:
+def _examples(first: Standing, second: Standing, figure: Figure) -> list[Example]:
     """Items on which two combinations differ most, alternately for one and the other; a seeded choice among equals."""
     shares = [np.mean([[a.score for a in run.answers] for run in row.runs], axis=0) for row in (first, second)]
     more = shares[0] - shares[1]
@@ -219,7 +252,7 @@ def _examples(first: Standing, second: Standing) -> list[Example]:
     for_first = [n for n in order[np.argsort(-more[order], kind="stable")] if more[n] > 0][:EXAMPLES]
     for_second = [n for n in order[np.argsort(more[order], kind="stable")] if more[n] < 0][:EXAMPLES]
     try:
-        samples = judged_samples(first.cell.config)
+        samples = [each for each in judged_samples(first.cell.config) if figure_of(each.metric) is figure]
     except BeniError:  # gone since the runs were judged
         return []
     if [sample.id for sample in samples] != [answer.id for answer in first.runs[0].answers]:
@@ -238,15 +271,11 @@ def judged_samples(config: RunConfig) -> list[Sample]:
     return [sample for samples in chosen.values() for sample in subset(samples, config.data.eval_limit)]
 
 
-def _interval(bounds: tuple[float, float] | None) -> str:
-    return "–" if bounds is None else f"{100 * bounds[0]:.1f} – {100 * bounds[1]:.1f}"
-
-
-def _points(behind: float | None, bounds: tuple[float, float] | None) -> str:
-    """A difference in points of a per cent."""
-    if behind is None or bounds is None:
-        return "–"
-    return "0" if bounds == (0.0, 0.0) else f"{100 * behind:.1f} ({100 * bounds[0]:.1f} – {100 * bounds[1]:.1f})"
+def _points(behind: float | None, interval: tuple[float, float] | None) -> str:
+    """A difference times 100."""
+    if behind is None or interval is None:
+        return MISSING
+    return "0" if interval == (0.0, 0.0) else f"{hundredfold(behind)} ({bounds(interval)})"
 
 
 def _escaped(text: str) -> str:

@@ -1,9 +1,9 @@
-"""What the runs of a sweep say of its cells: accuracies with intervals, differences, costs, and who leads."""
+"""What the runs of a sweep say of its cells: what they reach, with intervals, differences, costs, and who leads."""
 
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -12,7 +12,9 @@ import numpy as np
 
 from beni.errors import DataError
 from beni.eval.answers import Answer, read_answers
+from beni.eval.figure import ACCURACY, Figure, leading
 from beni.eval.interval import numbered
+from beni.eval.metrics import figure_of
 from beni.sweep.bootstrap import draws, interval
 from beni.sweep.cells import Cell
 
@@ -38,16 +40,20 @@ class Standing:
     runs: Sequence[Ran]
     lr: float
     """Peak learning rate of parts from random weights: of the cell, or the one that was chosen for it."""
-    accuracy: float | None
-    """Mean over seeds and items."""
+    quality: float | None
+    """Mean over seeds and items of the figure that the sweep compares."""
     interval: tuple[float, float] | None
-    """Of the accuracy, over seeds and items."""
+    """Of the quality, over seeds and items."""
     blind: float | None
     behind: float | None
-    """How much less accurate it is than the first; None for cells that were judged on other items."""
+    """How much less it reaches than the first; None for cells that were judged on other items."""
     behind_interval: tuple[float, float] | None
     front: bool
-    """Whether no other cell is at least as accurate and at least as cheap, and better in one of them."""
+    """Whether no other cell is at least as good and at least as cheap, and better in one of them."""
+
+    def mean(self, figure: str) -> float | None:
+        """A figure of the result: the mean over seeds."""
+        return _mean(self.runs, figure)
 
     def cost(self, figure: str) -> float | None:
         """A figure of the result: the median over seeds, since other work on a machine disturbs some of them.
@@ -65,7 +71,7 @@ class Standing:
         return self.runs[0].result["parameters"]["trainable"]
 
     def by_tag(self) -> dict[str, float]:
-        """Accuracy for each value of each tag, such as `type=counting`, the most frequent ones first."""
+        """Mean score for each value of each tag, such as `type=counting`, the most frequent ones first."""
         scores: dict[str, list[float]] = defaultdict(list)
         for run in self.runs:
             for answer in run.answers:
@@ -80,7 +86,7 @@ class Difference:
     """How two cells that were judged on the same items differ."""
 
     more: float
-    """By how much the first is more accurate."""
+    """By how much the first reaches more."""
     interval: tuple[float, float]
 
     @property
@@ -92,11 +98,13 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Standings:
-    """All cells that have a run, the most accurate first."""
+    """All cells that have a run, the best first."""
 
     rows: Sequence[Standing]
     differences: Mapping[tuple[int, int], Difference]
     """Between rows by their places: all of them, or only those to the first where there are many."""
+    figure: Figure = ACCURACY
+    """What is compared; answers that add to another one are left out of all but `Standing.mean`."""
 
     @property
     def seeds(self) -> int:
@@ -119,8 +127,10 @@ def stand(found: Sequence[tuple[Cell, float, Sequence[Ran]]]) -> Standings:
     Raises:
         DataError: runs of a cell were judged on different items.
     """
+    figure = _compared([run for _, _, runs in found for run in runs])
+    found = [(cell, lr, [_only(figure, run) for run in runs]) for cell, lr, runs in found]
     drawn = _draws([runs for _, _, runs in found])
-    means = [_mean(runs, "accuracy") for _, _, runs in found]
+    means = [_mean(runs, figure.name) for _, _, runs in found]
     order = sorted(range(len(found)), key=lambda n: (means[n] is None, -(means[n] or 0.0)))
     front = pareto([(means[n], _median(found[n][2], "flops_per_sample")) for n in order])
     rows: list[Standing] = []
@@ -132,9 +142,9 @@ def stand(found: Sequence[tuple[Cell, float, Sequence[Ran]]]) -> Standings:
                 cell=cell,
                 runs=runs,
                 lr=lr,
-                accuracy=means[n],
+                quality=means[n],
                 interval=interval(drawn[n][1]) if n in drawn else None,
-                blind=_mean(runs, "accuracy_blind"),
+                blind=_mean(runs, f"{figure.name}_blind"),
                 behind=ahead.more if ahead else None,
                 behind_interval=ahead.interval if ahead else None,
                 front=place in front,
@@ -147,7 +157,17 @@ def stand(found: Sequence[tuple[Cell, float, Sequence[Ran]]]) -> Standings:
         for other in range(len(order))
         if one != other and (difference := _difference(drawn, means, order[one], order[other]))
     }
-    return Standings(rows, between)
+    return Standings(rows, between, figure)
+
+
+def _compared(runs: Sequence[Ran]) -> Figure:
+    """The accuracy, where there is any."""
+    return leading({name: value for run in runs for name, value in run.result.items() if value is not None})
+
+
+def _only(figure: Figure, run: Ran) -> Ran:
+    """A run with those answers alone that add to a figure."""
+    return replace(run, answers=[answer for answer in run.answers if figure_of(answer.metric) is figure])
 
 
 def pareto(points: Sequence[tuple[float | None, float | None]]) -> set[int]:
@@ -163,7 +183,7 @@ def pareto(points: Sequence[tuple[float | None, float | None]]) -> set[int]:
 Items = tuple[tuple[str, str, str, str], ...]
 """What tells the items of an evaluation from those of another."""
 Drawn = Mapping[int, tuple[Items, Any]]
-"""By number of the cell: its items, and accuracies of items and seeds drawn again."""
+"""By number of the cell: its items, and mean scores of items and seeds drawn again."""
 
 
 def _draws(cells: Sequence[Sequence[Ran]]) -> Drawn:

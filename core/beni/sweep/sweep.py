@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from beni.config import RunConfig
-from beni.report.figures import percent
+from beni.eval.figure import leading
+from beni.report.figures import hundredfold
 from beni.sweep.cells import Cell, placed
 from beni.sweep.leaderboard import Failure, Progress, Trial, write_leaderboard
 from beni.sweep.pool import Ended, Pool
@@ -140,5 +141,6 @@ class Sweep:
 
 def _told(config: RunConfig) -> str:
     result = json.loads((Path(config.run.out) / "result.json").read_text(encoding="utf-8"))
-    accuracy, blind = result["accuracy"], result["accuracy_blind"]
-    return f"accuracy {percent(accuracy)}, blind {percent(blind)}, {result['wall_s']:.0f} s"
+    figure = leading(result)
+    reached, blind = (hundredfold(result.get(name), figure.unit) for name in (figure.name, f"{figure.name}_blind"))
+    return f"{figure.title} {reached}, blind {blind}, {result['wall_s']:.0f} s"

@@ -89,11 +89,13 @@ def _check_judged(data: DataConfig, composer: Composer) -> None:
 
     Raises:
         DataError: an item that its metric cannot judge.
+        ConfigError: a metric needs a package that is not installed.
     """
     chosen = judged(data.eval_data, data.data) if _special(data.eval_data or data.data) else {}
     for samples in chosen.values():
-        for sample in subset(samples, data.eval_limit):
-            metrics.check(sample)
+        items = subset(samples, data.eval_limit)
+        metrics.check(items)
+        for sample in items:
             offered(sample, composer)
 
 

@@ -19,7 +19,7 @@ from beni.errors import Stopped
 from beni.eval.answers import answers, write_answers
 from beni.eval.held_out import HeldOut
 from beni.eval.judge import judge, subset
-from beni.eval.prediction import Prediction, summary
+from beni.eval.prediction import Prediction, headline, summary
 from beni.flops.peaks import Peak
 from beni.processes import Processes, processes
 from beni.sample import Sample
@@ -228,21 +228,20 @@ def _judge(run: Run) -> Judged:
     figures["eval_limit"] = data.eval_limit
     if not everything:
         return Judged({}, [], [], figures | {"evaluations": {}})
-    arguments = (everything, procs, data.eval_batch, data.max_new_tokens)
-    seeing = judge(built.model, built.composer, *arguments, label="judging")
-    blind = judge(built.model, built.composer, *arguments, blind=True, label="judging blind")
-    blind = [replace(b, score=0.0, error=s.error) if s.error else b for s, b in zip(seeing, blind, strict=True)]
-    figures |= {
-        "accuracy": summary(seeing)["accuracy"],
-        "accuracy_blind": summary(blind)["accuracy"],
-        "eval_loss": HeldOut.of([everything], built.composer, run.config.batch).loss(built.model, procs),
-        "evaluations": {},
-    }
-    start = 0
+    seeing: list[Prediction] = []
+    blind: list[Prediction] = []
+    evaluations: dict[str, Any] = {}
     for name, samples in items.items():
-        part = slice(start, start := start + len(samples))
-        figures["evaluations"][name] = summary(seeing[part]) | {"blind": summary(blind[part])}
-    return Judged(items, seeing, blind, figures)
+        arguments = (built.model, built.composer, samples, procs, data.eval_batch, data.max_new_tokens)
+        seen = judge(*arguments, label=f"judging {name}")
+        unseen = judge(*arguments, blind=True, label=f"judging {name} blind")
+        unseen = [replace(u, score=0.0, error=s.error) if s.error else u for s, u in zip(seen, unseen, strict=True)]
+        evaluations[name] = summary(seen) | {"blind": summary(unseen)}
+        seeing += seen
+        blind += unseen
+    figures |= headline(summary(seeing), summary(blind))
+    figures["eval_loss"] = HeldOut.of([everything], built.composer, run.config.batch).loss(built.model, procs)
+    return Judged(items, seeing, blind, figures | {"evaluations": evaluations})
 
 
 def _print_table(run: Run) -> None:

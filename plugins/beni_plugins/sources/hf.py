@@ -39,8 +39,10 @@ class HfDatasetConfig(PartConfig):
     """Column of the image or list of images; by default one of the usual names, if there is one."""
     question: str = ""
     """Column of the question."""
+    prompt: str = ""
+    """Asked of every row, instead of a question in a column."""
     answer: str = ""
-    """Column of the answer; of several, the first is trained on and all of them judge (metric=vqa)."""
+    """Column of the answer; of several, the first is trained on and all of them judge (metric=vqa, metric=caption)."""
     choices: str = ""
     """Column of lists of answers to choose from (metric=choice); the answer is one of them, its number from 0, or its
     letter."""
@@ -100,10 +102,10 @@ class RowReader:
         self.config = config
         names = table.column_names or list(next(iter(table.take(1)), {}))  # of some streams nobody knows them before
         self.columns = {kind: _column(names, kind, getattr(config, kind)) for kind in (*USUAL, "choices")}
-        if not self.columns["talk"] and not (self.columns["question"] and self.columns["answer"]):
+        if not self.columns["talk"] and not ((config.prompt or self.columns["question"]) and self.columns["answer"]):
             raise DataError(
-                f"hf:{config.path} has columns {', '.join(names)}: say which hold the question and the "
-                f"answer (?question=…&answer=…), or the conversation (?talk=…)"
+                f"hf:{config.path} has columns {', '.join(names)}: say which hold the question (?question=…, or "
+                f"?prompt=… for the same one everywhere) and the answer (&answer=…), or the conversation (?talk=…)"
             )
         self.table = _undecoded(table, self.columns["image"]) if self.columns["image"] else table
         path = Path(config.path)
@@ -123,8 +125,7 @@ class RowReader:
             turns, told = turns_of(row[self.columns["talk"]], where), Answered("")
         else:
             told = self._answered(row, where)
-            column = self.columns["question"]
-            turns = exchange(words(row[column], f"question (column '{column}')", where), told.answer)
+            turns = exchange(self.config.prompt or self._question(row, where), told.answer)
         name = row.get("id")
         return Sample(
             str(index if name is None else name),
@@ -133,6 +134,10 @@ class RowReader:
             answers=told.answers,
             choices=told.choices,
         )
+
+    def _question(self, row: Mapping[str, Any], where: str) -> str:
+        column = self.columns["question"]
+        return words(row[column], f"question (column '{column}')", where)
 
     def _answered(self, row: Mapping[str, Any], where: str) -> Answered:
         """The answer, and what else is known of it; of a class label its name."""

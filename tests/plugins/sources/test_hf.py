@@ -202,3 +202,12 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes 
     assert str(folder / name) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(DataError, match="write hf:ID"):
         read("hf")
+
+
+def test_captions_of_several_people_without_a_column_of_questions(save: Save) -> None:
+    spec = save({"image": STRUCT, "caption": [["a dog", "one dog"], ["a cat", "cats"]]})
+    first, _ = read(f"{spec}?prompt=Describe the image.&metric=caption")
+    assert first.turns == (Turn("user", (0, "\n", "Describe the image.")), Turn("assistant", ("a dog",)))
+    assert (first.answers, first.metric) == (("a dog", "one dog"), "caption")
+    with pytest.raises(DataError, match=r"columns image, caption: say which hold the question .*\?prompt="):
+        read(spec)
