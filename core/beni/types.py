@@ -72,11 +72,13 @@ class Crop:
     box: Box
     """The part of the source image that is drawn."""
     valid: Box
-    """Where on the canvas it is drawn; outside is padding in the encoder's mean colour. Empty: all is padding."""
+    """Where on the canvas it is drawn; outside is padding. Empty: all is padding."""
     level: int = 0
     """Level of a pyramid, or 0."""
     cell: tuple[int, int] = (0, 0)
     """Row and column in the level's tile grid."""
+    background: tuple[int, int, int] | None = None
+    """Colour of the padding; None: the encoder's mean colour, which it sees as zero."""
 
 
 @dataclass(frozen=True, slots=True)

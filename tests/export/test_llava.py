@@ -1,9 +1,6 @@
 """Exported as `llava`: the same logits and answers, without beni; what the class does not compute is refused."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +11,20 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from beni.cli.main import main
-from beni.data.images import load_image
-from beni.data.padded import shown
 from beni.errors import ConfigError, ExportError, NotWritten
 from beni.eval.saved import load_saved
 from beni.export import export as exporting
-from beni.export import llava
+from beni.export import llavas
 from beni.export.chat import with_images
 from beni.export.export import export
-from beni.export.llava import to_llava
+from beni.export.llava import LLAVA, to_llava
 from beni.model.build import END, Built
-from beni.sample import Sample
+from tests.export.small import QUESTIONS, answers, answers_without_beni, native_answers, trained
 from tests.model.families import FAMILIES, llm
-from tests.model.small import FUSIONS, inputs, make, noise, talk
+from tests.model.small import FUSIONS, make
 from tests.model.test_new_tokens import CHAT, llm_without
 from tests.model.test_saved import save
 from tests.plugins.encoders.test_hf import publish
-
-NEW = 6
-QUESTIONS = (
-    talk("what", (0, "what is it?"), ("",), images=(noise(0),)),
-    talk("two", ("compare ", 0, " and ", 1), ("",), images=(noise(1), noise(2))),
-    talk("text", ("hello there",), ("",)),
-)
-
-
-def trained(folder: Path, family: str = "clip_vision_model", /, **tables: Any) -> Built:
-    """A model around a published encoder, saved; weights are random, so that answers are unlike each other."""
-    publish(folder / "encoder", family)
-    encoder = {"name": "hf", "model": str(folder / "encoder")} | tables.pop("encoder", {})
-    built = make(tables.pop("parts", "inline"), **{"encoders": {"main": encoder}} | tables)
-    built.model.eval()
-    save(built, folder / "model")
-    return built
 
 
 def around(folder: Path, **config: Any) -> Built:
@@ -55,25 +33,6 @@ def around(folder: Path, **config: Any) -> Built:
     file = folder / "encoder" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
     return make("inline", encoders={"main": {"name": "hf", "model": str(folder / "encoder")}})
-
-
-def answers(built: Built) -> list[list[int]]:
-    options: dict[str, Any] = {"do_sample": False, "min_new_tokens": NEW, "max_new_tokens": NEW}
-    batches = [inputs(built, (sample,)) for sample in QUESTIONS]
-    return [built.model.generate(**batch, **options)[0, batch["input_ids"].shape[1] :].tolist() for batch in batches]
-
-
-def chat(sample: Sample, where: Path) -> list[dict[str, Any]]:
-    """A question as Transformers has it, its pictures in files."""
-    content: list[dict[str, str]] = []
-    for part in sample.turns[0].content:
-        if isinstance(part, int):
-            file = where / f"{sample.id}{part}.png"
-            load_image(sample.images[part]).save(file)
-            content.append({"type": "image", "path": str(file)})
-        else:
-            content.append({"type": "text", "text": part})
-    return [{"role": "user", "content": content}]
 
 
 CASES: dict[str, Any] = {
@@ -98,14 +57,7 @@ def test_computes_the_same(case: str, tmp_path: Path) -> None:
     native = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert type(native) is LlavaForConditionalGeneration
-    for sample, wanted in zip(QUESTIONS, answers(built), strict=True):
-        batch = inputs(built, (sample,))
-        prompt = torch.where(
-            batch["input_ids"] == built.composer.image_token, processor.image_token_id, batch["input_ids"]
-        )
-        pixels = {"pixel_values": batch["pixel_values"][shown(batch, 0)]} if sample.images else {}
-        found = native.generate(prompt, **pixels, do_sample=False, min_new_tokens=NEW, max_new_tokens=NEW)
-        assert found[0, prompt.shape[1] :].tolist() == wanted, sample.id
+    assert native_answers(built, native, processor, LLAVA) == answers(built)
 
 
 def test_answers_the_same_without_beni(tmp_path: Path) -> None:
@@ -115,28 +67,7 @@ def test_answers_the_same_without_beni(tmp_path: Path) -> None:
     """
     built = trained(tmp_path, llm={"name": "hf", "model": llm_without(tmp_path / "llm", "pad")})
     main(["export", str(tmp_path / "model"), "--to", "llava", "--out", str(tmp_path / "out")])
-    code = f"""
-import json, sys
-sys.modules["beni"] = sys.modules["beni_plugins"] = None
-from transformers import AutoModelForImageTextToText, AutoProcessor
-folder, chats = sys.argv[1], json.loads(sys.argv[2])
-model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-def answer(chats):
-    batch = processor.apply_chat_template(chats, tokenize=True, return_dict=True, add_generation_prompt=True,
-                                          return_tensors="pt", processor_kwargs=dict(padding=True))
-    out = model.generate(**batch, do_sample=False, min_new_tokens={NEW}, max_new_tokens={NEW})
-    return out[:, batch["input_ids"].shape[1]:].tolist()
-print(json.dumps([[answer([chat])[0] for chat in chats], answer(chats)]))
-"""
-    chats = [chat(sample, tmp_path) for sample in QUESTIONS]
-    out = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "out"), json.dumps(chats)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": ""},
-    ).stdout
-    alone, together = json.loads(out)
+    alone, together = answers_without_beni(tmp_path / "out", tmp_path)
     assert alone == together == answers(built)
     assert len({tuple(row) for row in alone}) == len(QUESTIONS), "a poor example: questions are answered alike"
 
@@ -221,8 +152,7 @@ def test_a_weight_that_is_off_is_found(tmp_path: Path, monkeypatch: pytest.Monke
         native.model.multi_modal_projector.linear_1.bias.data[0] += 0.1  # type: ignore[union-attr]
         return native
 
-    name, (_, processors) = next(iter(exporting.TARGETS.items()))
-    monkeypatch.setitem(exporting.TARGETS, name, (broken, processors))
+    monkeypatch.setitem(exporting.TARGETS, "llava", LLAVA._replace(model=broken))
     trained(tmp_path)
     with pytest.raises(ExportError, match="computes something else"):
         export(str(tmp_path / "model"), "llava", str(tmp_path / "out"))
@@ -326,7 +256,7 @@ def test_a_tokenizer_that_adds_to_texts_adds_no_more(tmp_path: Path) -> None:
 
 
 def test_other_tokens_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llava, "with_images", lambda jinja: with_images(jinja) + "{{ '!' }}")
+    monkeypatch.setattr(llavas, "with_images", lambda jinja: with_images(jinja) + "{{ '!' }}")
     trained(tmp_path)
     with pytest.raises(ExportError, match=r"as other tokens.*\['!'\] instead of \[\]"):
         export(str(tmp_path / "model"), "llava", str(tmp_path / "out"))

@@ -114,12 +114,19 @@ def upright(image: Image.Image) -> Image.Image:
     return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 
-def draw(image: Image.Image, crop: Crop, background: tuple[int, int, int], resample: str) -> Image.Image:
+def draw(image: Image.Image, crop: Crop, mean: tuple[int, int, int], resample: str) -> Image.Image:
     """Draw a crop: its box of the image, resized into its valid rectangle, on a canvas of the background colour.
 
     Near an edge of the box the colours from beyond it count in, where the image has any, as if the whole image were
     resized and then cut.
+
+    Args:
+        image: the source.
+        crop: of it.
+        mean: the background of crops that name none.
+        resample: filter, as `EncoderSpec.resample` names it.
     """
+    background = mean if crop.background is None else crop.background
     if crop.valid.left >= crop.valid.right or crop.valid.top >= crop.valid.bottom:
         return Image.new("RGB", crop.canvas, background)
     left, top = round(crop.valid.left), round(crop.valid.top)

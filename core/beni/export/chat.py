@@ -1,6 +1,7 @@
 """Templates and tokenizers that make of a chat, its pictures inside of messages, the tokens of training."""
 
 import copy
+from collections.abc import Sequence
 
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ def with_images(jinja: str) -> str:
     return _FLATTEN + jinja
 
 
-def as_written(tokenizer: PreTrainedTokenizerBase, pad_id: int) -> PreTrainedTokenizerBase:
+def as_written(tokenizer: PreTrainedTokenizerBase, pad_id: int, tokens: Sequence[str] = ()) -> PreTrainedTokenizerBase:
     """A tokenizer that knows `<image>`, pads on the left, and adds nothing to a text.
 
     Templates write all special tokens, as in training.
@@ -41,9 +42,10 @@ def as_written(tokenizer: PreTrainedTokenizerBase, pad_id: int) -> PreTrainedTok
     Args:
         tokenizer: the model's; stays as it is.
         pad_id: the token that fills batches, if the tokenizer has none.
+        tokens: that it has to know besides.
     """
     ours = copy.deepcopy(tokenizer)
-    ours.add_special_tokens({"extra_special_tokens": [IMAGE_MARK]}, replace_extra_special_tokens=False)
+    ours.add_special_tokens({"extra_special_tokens": [IMAGE_MARK, *tokens]}, replace_extra_special_tokens=False)
     if hasattr(ours, "image_token"):  # of a tokenizer made for a model with images: processors believe it
         ours.image_token = IMAGE_MARK
     if ours.pad_token_id is None:

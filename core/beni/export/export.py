@@ -11,14 +11,17 @@ from beni.errors import ConfigError
 from beni.eval.saved import load_saved
 from beni.export.chat import as_written
 from beni.export.folder import whole, writing
-from beni.export.llava import NAME, llava_processors, to_llava
+from beni.export.idefics3 import IDEFICS3
+from beni.export.llava import LLAVA
+from beni.export.llava_next import LLAVA_NEXT
 from beni.export.probes import pixel_differences
+from beni.export.target import Source, Target
 from beni.export.verify import Pair, verify
 from beni.export.vocabulary import Tables, full_tables
 from beni.sample import IMAGE_MARK
 
-TARGETS = {NAME: (to_llava, llava_processors)}
-"""Families of native classes: what makes the model, and what makes the processors to choose from."""
+TARGETS: dict[str, Target] = {target.name: target for target in (LLAVA, LLAVA_NEXT, IDEFICS3)}
+"""Families of native classes, by what `--to` calls them."""
 
 
 def export(folder: str, to: str, out: str) -> dict[str, Any]:
@@ -39,17 +42,17 @@ def export(folder: str, to: str, out: str) -> dict[str, Any]:
     """
     if to not in TARGETS:
         raise ConfigError(f"--to {to}: choose one of {', '.join(TARGETS)}")
-    make_model, make_processors = TARGETS[to]
+    target = TARGETS[to]
     with whole(out) as scratch:
         model, composer = load_saved(folder, torch.device("cpu"), "export")
         dtype = model.llm.dtype
         model.float()
-        tokenizer = as_written(composer.template.tokenizer, model.generation_config.pad_token_id)
+        tokenizer = as_written(composer.template.tokenizer, model.generation_config.pad_token_id, target.tokens)
         tables = full_tables(model, len(tokenizer), tokenizer.convert_tokens_to_ids(IMAGE_MARK))
-        native = make_model(model, composer, tokenizer, tables).to(dtype)
+        native = target.model(Source(model, composer, tokenizer, tables)).to(dtype)
         native.generation_config = _without_silent(model.generation_config, tables)
         processor, tolerance = min(
-            make_processors(composer, tokenizer), key=lambda made: max(pixel_differences(made.processor, composer))
+            target.processors(composer, tokenizer), key=lambda made: max(pixel_differences(made.processor, composer))
         )
         name = type(native).__name__
         with writing(out):
@@ -57,7 +60,7 @@ def export(folder: str, to: str, out: str) -> dict[str, Any]:
             processor.save_pretrained(scratch)
         del native, processor  # what counts is what was written
         read = AutoModelForImageTextToText.from_pretrained(scratch, dtype=torch.float32).eval()
-        pair = Pair(model, composer, set(tables.silent), read, AutoProcessor.from_pretrained(scratch))
+        pair = Pair(model, composer, set(tables.silent), read, AutoProcessor.from_pretrained(scratch), target)
         check = verify(pair, tolerance)
     return {"class": name, **{f"{key}_differ_by": value for key, value in asdict(check).items()}}
 

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from beni.data.batch import Pictures
 from beni.data.document import Composer
@@ -28,15 +30,35 @@ class Probe(NamedTuple):
         return pad([composer.compose(self.sample, prompt_only=not self.answered)], Pictures(composer), 0)
 
 
+class Shown(NamedTuple):
+    """The pictures of a probe in reading order, as beni prepares them."""
+
+    crops: list[Float[Tensor, "_ 3 height width"]]
+    sizes: list[Size]
+
+    @classmethod
+    def of(cls, probe: Probe, composer: Composer) -> "Shown":
+        """Cut and normalised for the only encoder."""
+        inputs = probe.inputs(composer)
+        layouts = [composer.view.layout(Size(*size), composer.encoders) for size in inputs["image_sizes"].tolist()]
+        [counts] = zip(*([len(crops) for crops in layout.crops.values()] for layout in layouts), strict=True)
+        crops, order = inputs["pixel_values"].split(counts), shown(inputs, 0)
+        return cls([crops[index] for index in order], [layouts[index].size for index in order])
+
+
 def probes(composer: Composer) -> tuple[Probe, ...]:
-    """Questions about a wide picture, about a tall one, about two, about none, and one with its answer."""
+    """Questions about a wide picture, about a tall one, about two, about none, and one with its answer.
+
+    Sides are multiples of the encoder's, but for one picture of the two, which fills no grid of tiles.
+    """
     size = spec_of(composer).size
     width, height = size
-    wide, tall, even = (_picture(Size(w, h)) for w, h in ((2 * width, height), (width, 3 * height), size))
+    wide, tall = _picture(Size(2 * width, height)), _picture(Size(width, 3 * height))
+    even, odd = _picture(size), _picture(Size(5 * width // 2 + 1, height - 3))
     return (
         _asked((0, "what is it?"), wide),
         _asked((0, "\n", "what is it?"), tall),
-        _asked(("compare ", 0, " and ", 1), even, wide),
+        _asked(("compare ", 0, " and ", 1), even, odd),
         _asked(("hello there",)),
         _asked((0, "what is it?"), wide, answer="a picture"),
     )
@@ -45,16 +67,19 @@ def probes(composer: Composer) -> tuple[Probe, ...]:
 def pixel_differences(processor: Any, composer: Composer) -> Iterator[float]:
     """How far a processor's pictures are from the view's, in the mean of each probe.
 
-    As a part of the way from black to white.
+    As a part of the way from black to white; all of it where they are cut into other crops.
     """
     std = torch.tensor(spec_of(composer).std).view(3, 1, 1)
     for probe in probes(composer):
         if probe.sample.images:
-            inputs = probe.inputs(composer)
-            wanted = inputs["pixel_values"][shown(inputs, 0)]
-            images = [load_image(ref) for ref in probe.sample.images]
-            found = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-            yield float(((found - wanted) * std).abs().mean())
+            wanted = torch.cat(Shown.of(probe, composer).crops)
+            found = torch.cat([_prepared(processor, load_image(ref)) for ref in probe.sample.images])
+            yield float(((found - wanted) * std).abs().mean()) if found.shape == wanted.shape else 1.0
+
+
+def _prepared(processor: Any, picture: Image.Image) -> Float[Tensor, "C 3 height width"]:
+    """The crops of one picture, without those that fill batches."""
+    return processor.image_processor([picture], return_tensors="pt")["pixel_values"].flatten(end_dim=-4)
 
 
 def spec_of(composer: Composer) -> EncoderSpec:

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from beni.data.document import Composer
 from beni.data.images import load_image
-from beni.data.padded import shown
 from beni.errors import ExportError
 from beni.export.foreign import foreign
-from beni.export.probes import Probe, pixel_differences, probes
+from beni.export.probes import Probe, Shown, pixel_differences, probes
+from beni.export.target import Target
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.sample import Sample
 
@@ -21,14 +22,6 @@ LOGITS = 1e-4
 """Largest difference of logits that is rounding, as a part of the largest logit, in fp32."""
 ANSWER = 4
 """Tokens that both write."""
-
-
-class Preparing(NamedTuple):
-    """What prepares text and pictures for a native class."""
-
-    processor: Any
-    tolerance: float
-    """Largest mean difference of pictures that is resampling, as a part of the way from black to white."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +43,7 @@ class Pair(NamedTuple):
     """Tokens that the model cannot predict."""
     native: PreTrainedModel
     processor: Any
+    target: Target
 
 
 def verify(pair: Pair, tolerance: float) -> Check:
@@ -66,25 +60,32 @@ def verify(pair: Pair, tolerance: float) -> Check:
     if not far <= tolerance:
         raise ExportError(
             f"the view prepares pictures in a way that {type(pair.processor.image_processor).__name__} cannot: they "
-            f"differ by {far:.1%} of the way from black to white; use --view single"
+            f"differ by {far:.1%} of the way from black to white; use {pair.target.view}"
         )
     with torch.no_grad():
         worst = max(_ask(pair, probe) for probe in probes(pair.composer))
     return Check(worst, far)
 
 
+def native_prompt(ids_BT: Int[Tensor, "B T"], composer: Composer, processor: Any, target: Target) -> Int[Tensor, "B T"]:
+    """A prompt as the class reads it: its placeholder wherever it puts a visual token."""
+    placed = composer.template.tokenizer.convert_tokens_to_ids(list(target.visual_tokens))
+    return ids_BT.masked_fill(
+        torch.isin(ids_BT, torch.tensor([composer.image_token, *placed])), processor.image_token_id
+    )
+
+
 def _ask(pair: Pair, probe: Probe) -> float:
     """By how much logits of a probe differ, as a part of the largest one."""
     native, name = pair.native, type(pair.native).__name__
     inputs = probe.inputs(pair.composer)
-    ids = inputs["input_ids"]
-    prompt = torch.where(ids == pair.composer.image_token, pair.processor.image_token_id, ids)
-    pixels = {"pixel_values": inputs["pixel_values"][shown(inputs, 0)]} if probe.sample.images else {}
+    prompt = native_prompt(inputs["input_ids"], pair.composer, pair.processor, pair.target)
+    visual = pair.target.visual(*Shown.of(probe, pair.composer)) if probe.sample.images else {}
     if not probe.answered:
         _check_tokens(prompt, pair.processor, probe.sample)
     wanted = pair.model(**inputs).logits
     with foreign(name, "run"):
-        found = native(prompt, **pixels).logits
+        found = native(prompt, **visual).logits
     heard = [token for token in range(wanted.shape[-1]) if token not in pair.silent]
     wanted, found = wanted[..., heard], found[..., heard]
     if not wanted.isfinite().all():
@@ -96,7 +97,7 @@ def _ask(pair: Pair, probe: Probe) -> float:
             f"than {LOGITS:.0e}: a part of this model has no equal there"
         )
     if not probe.answered:
-        _check_answer(pair, inputs, {"input_ids": prompt, **pixels})
+        _check_answer(pair, inputs, {"input_ids": prompt, **visual})
     return differ
 
 

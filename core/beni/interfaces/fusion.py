@@ -8,11 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.export import register_dataclass
 
-from beni.errors import IncompatiblePartsError
+from beni.errors import ConfigError, IncompatiblePartsError
 from beni.interfaces.connector import WindowSpec
 from beni.nn.plan import CrossPlan
 from beni.pretrained import Loadable, LoadableConfig
-from beni.sample import NEWLINE_MARK
+from beni.sample import IMAGE_MARK, NEWLINE_MARK, VISUAL_MARK
 from beni.types import Grid, ImageLayout, Windows, count_of
 
 Newline = Literal["none", "row", "block"]
@@ -117,6 +117,21 @@ class InTextConfig(FusionConfig):
     newline: Newline = field(default="none", kw_only=True)
     """Learned newlines among the visual tokens. none: only those that the view asks for; row: behind every row of every
     block that is a grid (Cambrian-1); block: behind every block (Dragonfly)."""
+    before: tuple[str, ...] = field(default=(), kw_only=True)
+    """Tokens in front of each image, as in <img>, with embeddings that are learned."""
+    after: tuple[str, ...] = field(default=(), kw_only=True)
+    """Tokens behind each image, as in </img>; one that also stands in front of it has the same embedding."""
+
+    def __post_init__(self) -> None:
+        for text in (*self.before, *self.after):
+            if not text.strip() or text in (IMAGE_MARK, VISUAL_MARK, NEWLINE_MARK):
+                raise ConfigError(
+                    f"--fusion.before and --fusion.after: '{text}' cannot be a token around images: name one that is "
+                    f"not empty and means nothing else, as <img>"
+                )
+
+    def marks(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> tuple[str, ...]:
+        return *FusionConfig.marks(self, layout, shapes), *dict.fromkeys((*self.before, *self.after))
 
     def spell(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> list[str | int]:
         if self.newline == "row" and not any(isinstance(shape, Grid) for shape in shapes):
@@ -124,7 +139,7 @@ class InTextConfig(FusionConfig):
                 "the fusion wants a newline behind every row of visual tokens, but the connector's tokens have no "
                 "rows: use --fusion.newline block, or a connector that keeps a grid (mlp, concat)"
             )
-        return spell_blocks(layout, shapes, self.newline)
+        return [*self.before, *spell_blocks(layout, shapes, self.newline), *self.after]
 
 
 @dataclass(frozen=True)

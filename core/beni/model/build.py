@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from beni.config import Part, RunConfig
 from beni.data.document import Composer
 from beni.data.template import Template, template_source
-from beni.errors import IncompatiblePartsError, PluginError
+from beni.errors import ConfigError, IncompatiblePartsError, PluginError
 from beni.interfaces import ConnectorConfig, LanguageModel, LLMSpec, Provenance, View, load
 from beni.model.config import BeniConfig, spec_to_dict
 from beni.model.llm import decoder_layers
@@ -196,7 +196,16 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> tup
     """Add the tokens the model needs: (ids with own embeddings, how many are predicted, id of visual positions).
 
     `marks` are those that the fusion writes, which nothing predicts.
+
+    Raises:
+        ConfigError: one of them means something else to the tokenizer.
     """
+    for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token):
+        if token in marks:
+            raise ConfigError(
+                f"the fusion writes '{token}' around images, which begins or ends texts, fills rows or stands for "
+                f"unknown words in the language model: choose another (--fusion.before, --fusion.after)"
+            )
     new: list[str] = []
     if tokenizer.eos_token_id is None or tokenizer.eos_token == END:  # of a saved model, to which it was added before
         tokenizer.add_special_tokens({"eos_token": END})

@@ -18,8 +18,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from beni.errors import ConfigError, GridError
-from beni.interfaces import Connector, ConnectorConfig
+from beni.errors import ConfigError, ExportError, GridError
+from beni.interfaces import Connector, ConnectorConfig, NativeProjector
 from beni.types import EncoderSpec, Features, Grid
 from beni.weights import renamed
 
@@ -81,6 +81,18 @@ class Concat(Connector):
             for grid, x_CND in features.runs()
         ]
         return self.proj(torch.cat(merged))
+
+    def native(self, to: str) -> NativeProjector:
+        """Blocks of N×N tokens and no bias are the projector of Idefics3."""
+        if to != "idefics3":
+            return super().native(to)
+        rows, cols = self.config.block
+        if rows != cols or self.config.bias:
+            raise ExportError(
+                f"connector 'concat' with the order '{self.config.order}' and bias {self.config.bias} is not the "
+                f"projector of '{to}': --connector.order squareN without a bias is"
+            )
+        return NativeProjector({"scale_factor": rows}, {"modality_projection.proj.weight": self.proj.weight.detach()})
 
     def convert_reference(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """MiniGPT-v2's `llama_proj`; the projection of transformers' Idefics3 and SmolVLM, and of nanoVLM."""

@@ -69,8 +69,8 @@ class Mlp(Connector):
         return self.layers(features.tokens_ND)
 
     def native(self, to: str) -> NativeProjector:
-        """Two linear layers are LLaVA's projector; another number of them is not."""
-        if to != "llava":
+        """Two linear layers are the projector of LLaVA and LLaVA-NeXT; another number of them is not."""
+        if to not in ("llava", "llava_next"):
             return super().native(to)
         if self.config.kind != "mlp2x_gelu":
             raise ExportError(

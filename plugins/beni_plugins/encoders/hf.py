@@ -144,11 +144,6 @@ class HfEncoder(VisionEncoder):
                 f"encoder 'hf' interpolates its positions to images of {spec.size.width} pixels, which native classes "
                 f"do not: train with --encoder.size 0"
             )
-        if not plan.layers:
-            raise ExportError(
-                "encoder 'hf' reads the model's last hidden state, behind the final norm, and native classes read the "
-                "states between layers: train with --encoder.layers -2"
-            )
         if _patch(self.model.config) != spec.stride:
             raise ExportError(
                 f"encoder 'hf': a {plan.config['model_type']} model merges its patches, or they are not square, and "

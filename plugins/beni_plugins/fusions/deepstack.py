@@ -31,6 +31,7 @@ class DeepStackConfig(InTextConfig):
     needs_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        InTextConfig.__post_init__(self)
         if self.start < 0 or self.stride < 1:
             raise ConfigError("fusion 'deepstack': --fusion.stride must be at least 1, start at least 0")
 

@@ -41,6 +41,7 @@ class AggregationConfig(InTextConfig):
     needs_windows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        InTextConfig.__post_init__(self)
         if min(self.start, self.count) < 0 or min(self.stride, self.heads, self.depth) < 1:
             raise ConfigError(
                 "fusion 'sva': --fusion.stride, heads and depth must be at least 1, start and count at least 0"

@@ -1,7 +1,7 @@
 """Tiles in the grid that fits an image's size best, put together to one map (LLaVA-1.6, LLaVA-NeXT).
 
 The image keeps its aspect ratio: it is resized to fill the width or height of a grid of encoder inputs, centred on
-the mean colour, and cut. The whole image, squashed, comes first. `merge` says what becomes of the tiles' tokens.
+a background, and cut. The whole image, squashed, comes first. `merge` says what becomes of the tiles' tokens.
 
 References: haotian-liu/LLaVA, llava/mm_utils.py (select_best_resolution, resize_and_pad_image, divide_to_patches,
 process_anyres_image); LLaVA-VL/LLaVA-NeXT for ranges of grids and `anyres_max_N`. There images are padded with black.
@@ -10,13 +10,15 @@ process_anyres_image); LLaVA-VL/LLaVA-NeXT for ranges of grids and `anyres_max_N
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from beni.config import PartConfig
-from beni.errors import ConfigError
+from beni.errors import ConfigError, ExportError
 from beni.interfaces import View
 from beni.types import Box, Crop, EncoderSpec, Grid, ImageLayout, Merge, Size
+
+BLACK = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class AnyresConfig(PartConfig):
     """Shrink larger maps to about as many tokens as this many tiles have (N of LLaVA-NeXT's anyres_max_N); 0: never."""
     overview: bool = True
     """Whether the whole image comes first, as one more crop."""
+    background: Literal["mean", "black"] = "mean"
+    """Colour around the image in its tiles. mean: the encoder's mean colour; black: as in LLaVA-1.6 and LLaVA-NeXT."""
 
     def __post_init__(self) -> None:
         for text in self.pinpoints:
@@ -72,6 +76,7 @@ class Anyres(View):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.grids: tuple[Grid, ...] = config.grids
+        self.background = BLACK if config.background == "black" else None
 
     def crops(self, size: Size, spec: EncoderSpec) -> tuple[Crop, ...]:
         return self._cut(size, spec.size, best_grid(size, spec.size, self.grids))
@@ -95,6 +100,21 @@ class Anyres(View):
             sizes += [Size(-(-n * cols * width // across), rows * height) for n in range(across, 0, -1)]
         return max(sizes, key=lambda size: self._length(size, spec.size, tile))
 
+    def native(self, to: str, spec: EncoderSpec) -> Mapping[str, Any]:
+        """LLaVA-NeXT's, where it merges, pads and counts as that does: the grids, in pixels, height first."""
+        if to != "llava_next":
+            return super().native(to, spec)
+        wanted = {"merge": "spatial_unpad", "shrink_to": 0, "overview": True, "background": "black"}
+        for option, value in wanted.items():
+            found = getattr(self.config, option)
+            if found != value:
+                raise ExportError(
+                    f"view 'anyres' with the option '{option}' {found}: '{to}' cuts pictures as with {value} "
+                    f"(--view.{option.replace('_', '-')} {value})"
+                )
+        width, height = spec.size
+        return {"image_grid_pinpoints": [[rows * height, cols * width] for rows, cols in self.grids]}
+
     def _length(self, size: Size, canvas: Size, tile: Grid) -> int:
         """Tokens of an image's tiles where each has this grid, newlines included."""
         grid = best_grid(size, canvas, self.grids)
@@ -112,7 +132,11 @@ class Anyres(View):
 
     def _cut(self, size: Size, canvas: Size, grid: Grid) -> tuple[Crop, ...]:
         whole = centred(size, Size(grid.cols * canvas.width, grid.rows * canvas.height))
-        tiles = tuple(_tile(size, canvas, whole, (row, col)) for row in range(grid.rows) for col in range(grid.cols))
+        tiles = tuple(
+            replace(_tile(size, canvas, whole, (row, col)), background=self.background)
+            for row in range(grid.rows)
+            for col in range(grid.cols)
+        )
         overview = Crop(canvas, box=Box.of(size), valid=Box.of(canvas))
         return (overview, *tiles) if self.config.overview else tiles
 
