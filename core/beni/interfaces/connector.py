@@ -197,7 +197,7 @@ class Connector(Loadable, ABC):
         """This connector as the projector of a class of Transformers, for an export.
 
         Args:
-            to: name of the class's family, as `beni export --to` has it: llava.
+            to: name of the class's family, as `beni export --to` has it: llava, llava_next, idefics3.
 
         Raises:
             ExportError: that class's projector computes something else; says what.

@@ -118,9 +118,9 @@ class InTextConfig(FusionConfig):
     """Learned newlines among the visual tokens. none: only those that the view asks for; row: behind every row of every
     block that is a grid (Cambrian-1); block: behind every block (Dragonfly)."""
     before: tuple[str, ...] = field(default=(), kw_only=True)
-    """Tokens in front of each image, as in <img>, with embeddings that are learned."""
+    """Tokens in front of each image, as in `<img>`, with embeddings that are learned."""
     after: tuple[str, ...] = field(default=(), kw_only=True)
-    """Tokens behind each image, as in </img>; one that also stands in front of it has the same embedding."""
+    """Tokens behind each image, as in `</img>`; one that also stands in front of it has the same embedding there."""
 
     def __post_init__(self) -> None:
         for text in (*self.before, *self.after):

@@ -161,6 +161,16 @@ def test_tiles_put_together_are_the_resized_and_padded_image(
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01  # boxes are single precision to PIL
 
 
+def test_the_background_may_be_black_as_the_references() -> None:
+    """Also on tiles that show nothing of the image."""
+    encoder, image = spec(4), Image.new("RGB", (300, 20), (200, 100, 50))
+    _, *tiles = Anyres(AnyresConfig(pinpoints=("3x3",), background="black")).crops(Size(300, 20), encoder)
+    drawn = [np.asarray(draw(image, tile, mean_colour(encoder), "bicubic"), dtype=int) for tile in tiles]
+    canvas = np.concatenate([np.concatenate(drawn[at : at + 3], axis=1) for at in (0, 3, 6)])
+    assert np.abs(canvas - np.asarray(whole_canvas(image, Size(96, 96), (0, 0, 0)), dtype=int)).max() <= 1
+    assert not np.concatenate(drawn[:3]).any()
+
+
 def test_without_overview_tiles_are_all_there_is() -> None:
     size = Size(640, 480)
     _, *tiles = Anyres(AnyresConfig()).crops(size, CLIP["main"])
