@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "view": ({"view": {"name": "split"}}, "5 crops.*--view single"),
     "tokens": ({"fusion": {"name": "inline"}}, "--fusion.before '<fake_token_around_image>' '<global-img>'"),
     "newline": ({"fusion": FUSION | {"newline": "block"}}, "--fusion.newline none"),
-    "bias": ({"connector": {"name": "concat"}}, "bias True.*without a bias"),
+    "bias": ({"connector": {"name": "concat"}}, "bias True.*--connector.no-bias"),
     "strips": ({"connector": {"name": "concat", "order": "raster4", "bias": False}}, "'raster4'"),
     "connector": ({"connector": {"name": "mlp"}}, "connector Mlp"),
     "between": ({"encoder": {}}, "last hidden state.*--encoder.layers"),

@@ -100,6 +100,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "connector": ({"connector": {"name": "concat"}}, "connector Concat"),
     "fusion": ({"parts": "xattn"}, "between the layers"),
     "newline": ({"fusion": {"name": "inline", "newline": "row"}}, "--fusion.newline none"),
+    "around": ({"fusion": {"name": "inline", "after": ["</img>"]}}, "nor --fusion.after"),
     "view": ({"view": {"name": "split"}}, "5 crops.*--view single"),
     "last": ({"encoder": {"layers": []}}, "--encoder.layers -2"),
     "size": ({"encoder": {"size": 48}}, "48 pixels.*--encoder.size 0"),

@@ -1,5 +1,6 @@
 """Exported as `llava_next`: the same logits for pictures of every shape, and as many tokens as its processor writes."""
 
+import json
 import random
 from collections.abc import Iterator
 from io import BytesIO
@@ -31,8 +32,9 @@ from tests.export.small import (
     native_answers,
     trained,
 )
-from tests.model.small import noise, talk
-from tests.plugins.encoders.test_hf import SIDE, STD
+from tests.model.small import make, noise, talk
+from tests.model.test_saved import save
+from tests.plugins.encoders.test_hf import SIDE, STD, publish
 
 PATCH = 8
 VIEW: dict[str, Any] = {"name": "anyres", "background": "black"}
@@ -147,12 +149,23 @@ def test_pictures_are_cut_and_padded_alike(exported: tuple[Built, Path], shape: 
     assert levels.abs().max() < 3.5
 
 
+def test_sides_that_are_written_twice(tmp_path: Path) -> None:
+    """The class calculates with one number."""
+    publish(tmp_path / "encoder", "vit")
+    file = tmp_path / "encoder" / "config.json"
+    twice = {"image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | twice))
+    save(make("inline", encoders={"main": {"name": "hf", "model": str(file.parent)}}, view=VIEW), tmp_path / "model")
+    assert export(str(tmp_path / "model"), "llava_next", str(tmp_path / "out"))["logits_differ_by"] < 1e-5
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "view": ({"view": {"name": "single"}}, "view Single cuts pictures in another way"),
     "merge": ({"view": VIEW | {"merge": "spatial"}}, "--view.merge spatial_unpad"),
     "shrink": ({"view": VIEW | {"shrink_to": 2}}, "--view.shrink-to 0"),
-    "overview": ({"view": VIEW | {"overview": False}}, "--view.overview True"),
+    "overview": ({"view": VIEW | {"overview": False}}, "--view.overview$"),
     "background": ({"view": {"name": "anyres"}}, "--view.background black"),
+    "around": ({"fusion": {"name": "inline", "before": ["<img>"]}}, "nor --fusion.after"),
     "newline": ({"fusion": {"name": "inline", "newline": "row"}}, "--fusion.newline none"),
     "levels": (
         {"parts": "deepstack", "encoder": {"layers": [1, 2]}, "connector": {"name": "mlp"}},

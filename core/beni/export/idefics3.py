@@ -57,6 +57,8 @@ _FIELDS = (
 """What both configurations of a SigLIP say of it."""
 _SQUASHED = 0.002
 """How far prepared pictures may differ."""
+_ZERO = 1e-5
+"""A level of 255 next to the mean is a thousand times as far from it, and rounding far less."""
 
 
 def to_idefics3(source: Source) -> PreTrainedModel:
@@ -74,7 +76,7 @@ def to_idefics3(source: Source) -> PreTrainedModel:
                 f"the processor of '{NAME}' writes tokens around a picture: train with --fusion.before "
                 f"'{AROUND}' '{WHOLE}' --fusion.after '{AROUND}' --fusion.newline none"
             )
-    if not to_pixels([Image.new("RGB", spec.size, mean_colour(spec))], spec).any():
+    if to_pixels([Image.new("RGB", spec.size, mean_colour(spec))], spec).abs().max() < _ZERO:
         raise ExportError(
             f"a picture of nothing but the encoder's mean colour becomes zeros, which '{NAME}' takes for no picture: "
             f"use an encoder whose mean is no colour of 256 levels"

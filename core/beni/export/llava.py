@@ -33,7 +33,8 @@ def to_llava(source: Source) -> PreTrainedModel:
     check_one_crop(source.composer, NAME)
     if any(isinstance(part, str) for part in largest_form(source.composer)):
         raise ExportError(
-            f"there are tokens between a picture's visual tokens, which '{NAME}' has not: use --fusion.newline none"
+            f"there are tokens around or between a picture's visual tokens, which '{NAME}' has not: use "
+            f"--fusion.newline none, and neither --fusion.before nor --fusion.after"
         )
     return llava_model(LlavaForConditionalGeneration, NAME, source)
 

@@ -41,8 +41,8 @@ def to_llava_next(source: Source) -> PreTrainedModel:
     shapes = composer.connector.shapes(layout, composer.encoders)
     if largest_form(composer) != spell_blocks(layout, shapes):
         raise ExportError(
-            f"there are more tokens among a picture's visual tokens than newlines behind the rows of its tiles, which "
-            f"'{NAME}' has not: use --fusion.newline none"
+            f"there are tokens around or between a picture's visual tokens besides newlines behind the rows of its "
+            f"tiles, which '{NAME}' has not: use --fusion.newline none, and neither --fusion.before nor --fusion.after"
         )
     native = llava_model(LlavaNextForConditionalGeneration, NAME, source, **options)
     side = native.config.vision_config.image_size

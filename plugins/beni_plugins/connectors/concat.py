@@ -90,7 +90,7 @@ class Concat(Connector):
         if rows != cols or self.config.bias:
             raise ExportError(
                 f"connector 'concat' with the order '{self.config.order}' and bias {self.config.bias} is not the "
-                f"projector of '{to}': --connector.order squareN without a bias is"
+                f"projector of '{to}': --connector.order squareN --connector.no-bias is"
             )
         return NativeProjector({"scale_factor": rows}, {"modality_projection.proj.weight": self.proj.weight.detach()})
 

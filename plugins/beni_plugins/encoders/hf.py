@@ -150,6 +150,9 @@ class HfEncoder(VisionEncoder):
                 f"native classes take features patch by patch: CLIP, SigLIP, DINOv2 and ViT give these"
             )
         table, state = dict(plan.config), dict(self.model.state_dict())
+        for name in ("image_size", "patch_size"):  # native classes calculate with one number
+            sides = table.get(name)
+            table[name] = sides[0] if isinstance(sides, list) and len(set(sides)) == 1 else sides
         if plan.kept:
             table["num_hidden_layers"] = plan.kept + 1
             first, added = f"{plan.stack}.0.", f"{plan.stack}.{plan.kept}."

@@ -104,13 +104,18 @@ class Anyres(View):
         """LLaVA-NeXT's, where it merges, pads and counts as that does: the grids, in pixels, height first."""
         if to != "llava_next":
             return super().native(to, spec)
-        wanted = {"merge": "spatial_unpad", "shrink_to": 0, "overview": True, "background": "black"}
-        for option, value in wanted.items():
+        wanted = {
+            "merge": ("spatial_unpad", "--view.merge spatial_unpad"),
+            "shrink_to": (0, "--view.shrink-to 0"),
+            "overview": (True, "--view.overview"),
+            "background": ("black", "--view.background black"),
+        }
+        for option, (value, typed) in wanted.items():
             found = getattr(self.config, option)
             if found != value:
                 raise ExportError(
-                    f"view 'anyres' with the option '{option}' {found}: '{to}' cuts pictures as with {value} "
-                    f"(--view.{option.replace('_', '-')} {value})"
+                    f"view 'anyres' with the option '{option}' {found} prepares pictures in another way than '{to}': "
+                    f"train with {typed}"
                 )
         width, height = spec.size
         return {"image_grid_pinpoints": [[rows * height, cols * width] for rows, cols in self.grids]}
