@@ -1,0 +1,152 @@
+"""A Python that has imported beni already and runs each command in a fork of itself: a page has many commands, and
+importing PyTorch and Transformers takes longer than most of them.
+
+`python warm.py SOCKET` serves until it is killed. What `client` writes is a program that hands its name, arguments,
+folder, environment and standard streams over, and ends as the command ends.
+"""
+
+import atexit
+import json
+import os
+import runpy
+import site
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+
+CLIENT = """#!{python} -IS
+import json, os, signal, socket, sys
+channel = socket.socket(socket.AF_UNIX)
+channel.connect({address!r})
+words = json.dumps([{name!r}, sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+socket.send_fds(channel, [len(words).to_bytes(8, "big")], [0, 1, 2])
+channel.sendall(words)
+pid = int.from_bytes(channel.recv(8), "big")
+signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+sys.exit(int.from_bytes(channel.recv(1) or b"\\x01", "big"))  # one that was killed sends nothing
+"""
+
+
+def client(name: str, address: Path, bin: Path) -> None:
+    """Write the program `bin/name`, which the server at this address runs."""
+    script = bin / name
+    script.unlink(missing_ok=True)
+    script.write_text(CLIENT.format(python=Path(sys.executable).resolve(), address=str(address), name=name))
+    script.chmod(0o755)
+
+
+def shrunk(words: list[str], small: dict[str, dict[str, list[str]]], extra: list[str]) -> list[str]:
+    """A command line as it is run here: `…` stands for other options and is left out, and options that decide how
+    long it takes have other values.
+
+    Args:
+        words: the program and what is typed behind it.
+        small: options by command (train, sweep …) that it always gets, and under `COMMAND?` those that it gets unless
+            they are typed.
+        extra: options of this block.
+    """
+    words = [word for word in words if word != "…"]
+    command = _command(words)
+    for option, values in small.get(f"{command}?", {}).items():
+        if option not in words:
+            words += [option, *values]
+    for option, values in small.get(command, {}).items():
+        if option in words:
+            at = words.index(option) + 1
+            end = next((i for i in range(at, len(words)) if words[i].startswith("--")), len(words))
+            words[at:end] = values
+        else:
+            words += [option, *values]
+    return words + (extra if command else [])
+
+
+def _command(words: list[str]) -> str:
+    """Which of beni's commands a line runs: `beni train`, `python experiments/run.py`, `torchrun … run.py`."""
+    if words[0] == "beni":
+        return words[1] if len(words) > 1 else ""
+    scripts = [Path(word).stem for word in words if word.endswith(".py") and word.startswith(("experiments/", "benchm"))]
+    return {"run": "train"}.get(scripts[0], scripts[0]) if scripts else ""
+
+
+def execute(name: str, words: list[str]) -> None:
+    """Do what the program of that name does."""
+    name, *words = shrunk([name, *words], json.loads(os.environ["SMALL"]), json.loads(os.environ["EXTRA"]))
+    sys.argv = [name, *words]
+    if name == "beni":
+        from beni.cli.main import main
+
+        main()
+    elif name != "python":
+        sys.argv += os.environ["PIP_OPTIONS"].split() if name == "pip" else ["-p", "no:cacheprovider"][: 2 * (name == "pytest")]
+        runpy.run_module({"torchrun": "torch.distributed.run"}.get(name, name), run_name="__main__", alter_sys=True)
+    elif words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-":
+        sys.modules["__main__"] = module = ModuleType("__main__")
+        exec(compile(sys.stdin.read(), "<stdin>", "exec"), vars(module))
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).parent.resolve()))
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def answer(channel: socket.socket) -> None:
+    """One command, in a process of its own."""
+    head, files, *_ = socket.recv_fds(channel, 8, 3)
+    size, words = int.from_bytes(head, "big"), b""
+    while len(words) < size:
+        words += channel.recv(size - len(words))
+    name, arguments, folder, environment = json.loads(words)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for packages in site.getsitepackages():  # what pip has installed since
+        site.addsitedir(packages)
+    channel.sendall(os.getpid().to_bytes(8, "big"))
+    code = 1
+    try:
+        execute(name, arguments)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+    except BaseException:  # noqa: BLE001 as the interpreter does
+        traceback.print_exc()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    channel.sendall(bytes([code & 255]))
+    os._exit(code)
+
+
+def serve(address: str) -> None:
+    """Wait for commands until killed."""
+    import beni.cli.commands
+    import beni.cli.export
+    import beni.cli.sweep
+    import beni.cli.throughput  # noqa: F401 what commands import
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        while True:
+            channel, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                answer(channel)
+            channel.close()
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
