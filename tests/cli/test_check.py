@@ -11,7 +11,8 @@ import pytest
 from beni.cli import check
 from beni.cli.main import main
 from beni.testing import Conformance, Outcome, checks
-from tests.third_party.test_guide import BLOCK, GUIDE
+from tests.pages.blocks import blocks
+from tests.pages.test_guide import GUIDE
 
 SMALL = ["--data", "shapes?images=8", "--steps", "2", "--eval-limit", "4", "--device", "cpu"]
 
@@ -33,7 +34,7 @@ def _as_loud_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """The file of the guide, which is no package."""
-    [text] = [text for name, _, text in BLOCK.findall(GUIDE) if name == "firsts.py"]
+    [text] = [block.text for block in blocks(GUIDE.read_text(encoding="utf-8")) if block.said == "firsts.py"]
     path = tmp_path / "firsts.py"
     path.write_text(text)
     return path

@@ -1,9 +1,9 @@
 """Blocks of code in a page, and what a comment above one says about it.
 
-    <!-- run: --steps 2 -->        its commands get these options, too, in the test alone
-    <!-- run until: words -->      it does not end by itself, and is ended when it has printed this
-    <!-- not run: why -->          it needs what a test has not
-    <!-- file: my/part.py -->      it is written to this file
+<!-- run: --steps 2 -->        its commands get these options, too, in the test alone
+<!-- run until: words -->      it does not end by itself, and is ended when it has printed this
+<!-- not run: why -->          it needs what a test has not
+<!-- file: my/part.py -->      it is written to this file
 """
 
 import re
@@ -12,7 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-BLOCK = re.compile(r"(?:^<!-- (file|run until|run|not run): (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"(?:^<!-- (file|run until|run|not run): (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,49 +38,50 @@ def client(name: str, address: Path, bin: Path) -> None:
     script.chmod(0o755)
 
 
-def shrunk(words: list[str], small: dict[str, dict[str, list[str]]], extra: list[str]) -> list[str]:
+def shrunk(words: list[str], small: dict[str, dict[str, list[str]]]) -> list[str]:
     """A command line as it is run here: `…` stands for other options and is left out, and options that decide how
     long it takes have other values.
 
     Args:
         words: the program and what is typed behind it.
-        small: options by command (train, sweep …) that it always gets, and under `COMMAND?` those that it gets unless
-            they are typed.
-        extra: options of this block.
+        small: options by command (train, sweep …) that it always gets, in the place of those that are typed; under
+            `COMMAND?` those that it gets unless they are typed; under an empty name those of every command.
     """
     words = [word for word in words if word != "…"]
     command = _command(words)
-    for option, values in small.get(f"{command}?", {}).items():
-        if option not in words:
-            words += [option, *values]
-    for option, values in small.get(command, {}).items():
+    if not command:
+        return words
+    always = small.get(command, {}) | small.get("", {})
+    unless = {option: values for option, values in small.get(f"{command}?", {}).items() if option not in words}
+    for option, values in {**always, **unless}.items():
         if option in words:
             at = words.index(option) + 1
-            end = next((i for i in range(at, len(words)) if words[i].startswith("--")), len(words))
-            words[at:end] = values
+            words[at : next((i for i in range(at, len(words)) if words[i].startswith("--")), len(words))] = values
         else:
             words += [option, *values]
-    return words + (extra if command else [])
+    return words
 
 
 def _command(words: list[str]) -> str:
     """Which of beni's commands a line runs: `beni train`, `python experiments/run.py`, `torchrun … run.py`."""
     if words[0] == "beni":
         return words[1] if len(words) > 1 else ""
-    scripts = [Path(word).stem for word in words if word.endswith(".py") and word.startswith(("experiments/", "benchm"))]
+    scripts = [
+        Path(word).stem for word in words if word.endswith(".py") and word.startswith(("experiments/", "benchm"))
+    ]
     return {"run": "train"}.get(scripts[0], scripts[0]) if scripts else ""
 
 
 def execute(name: str, words: list[str]) -> None:
     """Do what the program of that name does."""
-    name, *words = shrunk([name, *words], json.loads(os.environ["SMALL"]), json.loads(os.environ["EXTRA"]))
+    name, *words = shrunk([name, *words], json.loads(os.environ["SMALL"]))
     sys.argv = [name, *words]
     if name == "beni":
         from beni.cli.main import main
 
         main()
     elif name != "python":
-        sys.argv += os.environ["PIP_OPTIONS"].split() if name == "pip" else ["-p", "no:cacheprovider"][: 2 * (name == "pytest")]
+        sys.argv += os.environ.get(f"{name.upper()}_OPTIONS", "").split()
         runpy.run_module({"torchrun": "torch.distributed.run"}.get(name, name), run_name="__main__", alter_sys=True)
     elif words[0] == "-m":
         sys.argv = words[1:]
