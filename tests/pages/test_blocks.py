@@ -1,12 +1,13 @@
 """How pages are read, and what is changed in their commands before they are run."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from tests.pages.blocks import PAGES, Block, blocks
-from tests.pages.shell import SMALL, options_of, until_of
+from tests.pages.shell import SMALL, options_of, shell, until_of
 from tests.pages.warm import shrunk
 
 PAGE = """
@@ -53,6 +54,15 @@ def test_a_block_has_options_of_its_own() -> None:
     assert '"": {"--llm": ["tiny"], "--steps": ["3", "4"]}' in options_of(block)["SMALL"]
     assert shrunk(["beni", "train", "--llm", "x"], {"train": {}, "": {"--llm": ["tiny"]}})[2:] == ["--llm", "tiny"]
     assert set(SMALL) >= {"train", "sweep", "evaluate", "throughput"}
+
+
+def test_a_command_that_fails_is_not_passed_over(tmp_path: Path) -> None:
+    here = dict(os.environ)
+    assert shell("echo yes; sleep 600", tmp_path, here, until="yes") == "yes\n"
+    with pytest.raises(AssertionError, match="not there"):
+        shell("echo fine; ls 'not there' | cat\necho later", tmp_path, here)
+    with pytest.raises(AssertionError):
+        shell("echo no", tmp_path, here, until="yes")
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES])

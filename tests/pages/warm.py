@@ -1,8 +1,8 @@
 """A Python that has imported beni already and runs each command in a fork of itself: a page has many commands, and
 importing PyTorch and Transformers takes longer than most of them.
 
-`python warm.py SOCKET` serves until it is killed. What `client` writes is a program that hands its name, arguments,
-folder, environment and standard streams over, and ends as the command ends.
+`python warm.py SOCKET` serves. What `client` writes is a program that hands its name, arguments, folder, environment and
+standard streams over, and ends as the command ends.
 """
 
 import atexit
@@ -86,9 +86,10 @@ def execute(name: str, words: list[str]) -> None:
     elif words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    elif words[0] == "-":
+    elif words[0] in ("-", "-c"):
+        program = sys.stdin.read() if words[0] == "-" else words[1]
         sys.modules["__main__"] = module = ModuleType("__main__")
-        exec(compile(sys.stdin.read(), "<stdin>", "exec"), vars(module))
+        exec(compile(program, "<string>", "exec"), vars(module))
     else:
         sys.argv = words
         sys.path.insert(0, str(Path(words[0]).parent.resolve()))
@@ -129,24 +130,29 @@ def answer(channel: socket.socket) -> None:
 
 
 def serve(address: str) -> None:
-    """Wait for commands until killed."""
+    """Wait for commands, until this is killed or whoever started it is gone."""
     import beni.cli.commands
     import beni.cli.export
     import beni.cli.sweep
     import beni.cli.throughput  # noqa: F401 what commands import
 
+    parent = os.getppid()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
-        while True:
-            channel, _ = listener.accept()
+        listener.settimeout(2)
+        while os.getppid() == parent:
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            try:
+                channel, _ = listener.accept()
+            except TimeoutError:
+                continue
             if os.fork() == 0:
                 listener.close()
                 answer(channel)
             channel.close()
-            with suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
 
 
 if __name__ == "__main__":
