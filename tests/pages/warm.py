@@ -1,8 +1,8 @@
 """A Python that has imported beni already and runs each command in a fork of itself: a page has many commands, and
 importing PyTorch and Transformers takes longer than most of them.
 
-`python warm.py SOCKET` serves. What `client` writes is a program that hands its name, arguments, folder, environment and
-standard streams over, and ends as the command ends.
+`python warm.py SOCKET` serves. What `client` writes is a program that hands its name, arguments, folder, environment
+and standard streams over, and ends as the command ends.
 """
 
 import atexit
