@@ -59,6 +59,17 @@ def test_a_page_of_everything(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["leaderboard.csv", "leaderboard.html", "leaderboard.md"]
 
 
+def test_the_headline_says_whom_the_first_is_not_clearly_ahead_of(tmp_path: Path) -> None:
+    good, alike, bad = np.arange(400) % 4 > 0, np.arange(400) % 4 < 3, np.arange(400) % 4 < 1
+    cells = {"mlp": good, "concat": alike, "perceiver": bad}
+    runs = [(cell(name), 1e-3, [ran(right, folder=tmp_path / "runs" / name)]) for name, right in cells.items()]
+    write_leaderboard(tmp_path, stand(runs), PROGRESS)
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert "not clearly ahead of concat:" in page, "and the perceiver is not named"
+    write_leaderboard(tmp_path, stand(runs[::2]), PROGRESS)
+    assert "not clearly ahead" not in (tmp_path / "leaderboard.html").read_text()
+
+
 def test_no_examples_where_the_data_has_changed(tmp_path: Path) -> None:
     """An answer is never shown beside another item."""
     standings = made(tmp_path)

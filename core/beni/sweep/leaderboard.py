@@ -124,6 +124,9 @@ def write_leaderboard(folder: Path, standings: Standings, progress: Progress) ->
         "progress": progress,
         "links": [[(run.seed, run.folder.relative_to(folder).as_posix()) for run in row.runs] for row in rows],
         "scatter": make_scatter(_spots(rows), standings.figure),
+        "as_good": [
+            rows[n].cell.name for (one, n), found in standings.differences.items() if one == 0 and not found.clear
+        ],
         "compared": sorted({one for one, _ in standings.differences}),
         "differences": standings.differences,
         "tags": [(tag, [tags.get(tag) for tags in by_tag]) for tag in tags],
