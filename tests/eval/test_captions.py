@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 from beni.errors import ConfigError, DataError
+from beni.eval import figure
 from beni.eval.captions import BEST, bleu4, cider, references, words
 from beni.eval.metrics import check, score
 from beni.eval.prediction import Prediction, summary
+from beni.report.page import score_rows
 from beni.sample import Sample, Turn
 
 OFFICIAL = [
@@ -98,6 +100,9 @@ def test_captions_and_answers_have_figures_of_their_own() -> None:
     captions, answers = predicted(list(SAID.values())), [Prediction("a", "", "", 1.0), Prediction("b", "", "", 0.0)]
     told = summary([*captions, *answers])
     assert told["accuracy"] == 0.5 and told["items"] == 6
+    assert (told["accuracy_items"], told["cider_items"]) == (2, 4) and "cider_items" not in summary(captions)
+    rows = [(row.figure, row.items, row.value) for row in score_rows({"x": told}) if not row.tag]
+    assert rows == [(figure.ACCURACY, 2, 0.5), (figure.CIDER, 4, told["cider"])]
     assert (told["cider"], told["bleu4"]) == (summary(captions)["cider"], summary(captions)["bleu4"])
     assert set(summary(captions)["by_tag"]) == {"long=True", "long=False"}
 

@@ -61,6 +61,14 @@ def test_every_cell_tries_all_rates_and_takes_its_own_best(tmp_path: Path) -> No
     assert "6 of 6 runs have ended" in (tmp_path / "leaderboard.html").read_text()
 
 
+def test_runs_of_other_options_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(tmp_path, ["mlp", "perceiver"], RATES)
+    made(tmp_path, ["mlp", "perceiver"], RATES)
+    assert "not compared" not in capsys.readouterr().out
+    made(tmp_path, ["mlp"], RATES)
+    assert "3 runs there are of other options" in capsys.readouterr().out, "those of the perceiver"
+
+
 def test_a_cell_whose_trials_all_fail_has_no_rate_and_is_not_trained_at_any(tmp_path: Path) -> None:
     assert made(tmp_path, ["sva"], RATES) == [("sva", 5, lr) for lr in RATES]
     page = (tmp_path / "leaderboard.html").read_text()

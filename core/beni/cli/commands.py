@@ -17,6 +17,7 @@ from beni.cli.options import parse, parse_stages
 from beni.config import RunOptions, choose
 from beni.data.spec import judged
 from beni.errors import BeniError, ConfigError, PluginError
+from beni.eval.figure import FIGURES
 from beni.eval.generate import Sampling, answer_texts
 from beni.eval.judge import judge, subset
 from beni.eval.prediction import Prediction, summary
@@ -29,7 +30,8 @@ from beni.training.run import train as run_training
 from beni.training.stages import train_stages
 
 HEADLINE = (
-    *("accuracy", "accuracy_blind", "cider", "cider_blind", "bleu4", "eval_loss", "val_loss", "val_nats_per_char"),
+    *(name for figure in FIGURES for each in figure.all for name in (each.name, f"{each.name}_blind")),
+    *("eval_loss", "val_loss", "val_nats_per_char"),
     *("steps", "samples_per_s", "tokens_per_s", "wall_s"),
 )
 """What of a result is printed."""

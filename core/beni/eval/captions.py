@@ -91,7 +91,10 @@ def _cut(texts: Sequence[str]) -> list[str]:
     return [" ".join(words(text)) for text in texts]
 
 
-_CLITIC = re.compile(r"(?<=\w)(?:n't|'(?:s|m|d|ll|re|ve))(?!\w)|(?<=\bcan)not\b|(?<=\bgon)na\b|(?<=\bwan)na\b")
+_CLITIC = re.compile(
+    r"(?<=\w)(?:n't|'(?:s|m|d|ll|re|ve))(?!\w)"
+    r"|(?<=\bcan)not\b|(?<=\b(?:gon|wan))na\b|(?<=\b(?:gim|lem))me\b|(?<=\bgot)ta\b"
+)
 _WORD = re.compile(
     r"""(?:[a-z]\.){2,}                                         # u.s.
     | \b(?:mr|mrs|ms|dr|jr|sr|st|mt|ft|vs|etc)\.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from beni.eval.captions import bleu4
+from beni.eval.captions import BEST, bleu4
 from beni.eval.interval import clustered, student
 
 
@@ -37,6 +37,11 @@ class Figure:
     beside: tuple[Beside, ...] = ()
 
     @property
+    def items_name(self) -> str:
+        """Key of how many items have it, where others have another figure."""
+        return f"{self.name}_items"
+
+    @property
     def all(self) -> "tuple[Figure | Beside, ...]":
         """Itself, and what is told beside it."""
         return self, *self.beside
@@ -47,8 +52,13 @@ class Figure:
         return " %" if self.share else ""
 
 
+def _of_cider(scores_N: Float[np.ndarray, " N"], groups_N: Int[np.ndarray, " N"]) -> tuple[float, float] | None:
+    bounds = student(scores_N, groups_N)
+    return bounds and (bounds[0], min(bounds[1], BEST))
+
+
 ACCURACY = Figure("accuracy", "accuracy", "interval", clustered, share=True)
-CIDER = Figure("cider", "CIDEr-D", "cider_interval", student, share=False, beside=(Beside("bleu4", "BLEU-4", bleu4),))
+CIDER = Figure("cider", "CIDEr-D", "cider_interval", _of_cider, share=False, beside=(Beside("bleu4", "BLEU-4", bleu4),))
 FIGURES = (ACCURACY, CIDER)
 
 

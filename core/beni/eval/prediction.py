@@ -76,6 +76,7 @@ def _figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
             scores_N = np.array([p.score for p in these], dtype=float)
             bounds = figure.interval(scores_N, numbered([p.images for p in these]))
             told |= {figure.name: float(scores_N.mean()), figure.interval_name: bounds and list(bounds)}
+            told |= {} if len(these) == len(predictions) else {figure.items_name: len(these)}
             texts, wanted = [p.prediction for p in these], [references(p.target, p.answers) for p in these]
             told |= {each.name: each.of(texts, wanted) for each in figure.beside}
     return told

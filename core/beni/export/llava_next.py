@@ -46,7 +46,7 @@ def to_llava_next(source: Source) -> PreTrainedModel:
         )
     native = llava_model(LlavaNextForConditionalGeneration, NAME, source, **options)
     side = native.config.vision_config.image_size
-    if side != spec.size.width:
+    if (side, side) != tuple(spec.size):
         raise ExportError(
             f"the encoder sees tiles of {spec.size.width} pixels, and '{NAME}' counts in the {side} of its "
             f"configuration: train with --encoder.size 0"

@@ -124,10 +124,10 @@ class InTextConfig(FusionConfig):
 
     def __post_init__(self) -> None:
         for text in (*self.before, *self.after):
-            if not text.strip() or text in (IMAGE_MARK, VISUAL_MARK, NEWLINE_MARK):
+            if not text or text != text.strip() or text in (IMAGE_MARK, VISUAL_MARK, NEWLINE_MARK):
                 raise ConfigError(
                     f"--fusion.before and --fusion.after: '{text}' cannot be a token around images: name one that is "
-                    f"not empty and means nothing else, as <img>"
+                    f"not empty, has no space around it and means nothing else, as <img>"
                 )
 
     def marks(self, layout: ImageLayout, shapes: Sequence[Grid | int]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ class NativeTower:
     """The whole state dict of that model."""
     layers: tuple[int, ...]
     """The hidden states that are read, joined by channel in this order, counted from the end: -2 is the last but
-    one. None: the model's `last_hidden_state`, behind its final norm if it has one."""
+    one. Empty: the model's `last_hidden_state`, behind its final norm if it has one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,11 +200,11 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> tup
     Raises:
         ConfigError: one of them means something else to the tokenizer.
     """
-    for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token):
-        if token in marks:
+    for mark in marks:
+        if _means_something(mark, tokenizer):
             raise ConfigError(
-                f"the fusion writes '{token}' around images, which begins or ends texts, fills rows or stands for "
-                f"unknown words in the language model: choose another (--fusion.before, --fusion.after)"
+                f"the fusion writes '{mark}' around images, which means something else to the language model (a word, "
+                f"a role, where texts begin or end): choose another (--fusion.before, --fusion.after)"
             )
     new: list[str] = []
     if tokenizer.eos_token_id is None or tokenizer.eos_token == END:  # of a saved model, to which it was added before
@@ -215,6 +215,19 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> tup
     tokenizer.add_special_tokens({"extra_special_tokens": [*marks, VISUAL_MARK]}, replace_extra_special_tokens=False)
     ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in new]
     return ids, predicted, int(tokenizer.convert_tokens_to_ids(VISUAL_MARK))
+
+
+def _means_something(mark: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer has a token already, and not only as one that is set aside, as `<img>` may be."""
+    if mark not in tokenizer.get_vocab():
+        return False
+    turns = [{"role": role, "content": ""} for role in ("user", "assistant")]
+    written = str(tokenizer.apply_chat_template(turns, tokenize=False)) if tokenizer.chat_template else ""
+    return (
+        mark in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+        or mark not in tokenizer.all_special_tokens
+        or mark in written
+    )
 
 
 def _stop_ids(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beni.eval.figure import ACCURACY, FIGURES, Beside, Figure, leading
+from beni.eval.figure import ACCURACY, FIGURES, Beside, Figure
 from beni.eval.metrics import figure_of
 from beni.eval.prediction import Prediction
 from beni.report.curves import Plot, make_plot
@@ -82,24 +82,28 @@ def score_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[ScoreRow]:
     for name, seen in evaluations.items():
         blind = seen.get("blind") or {}
         blind_tags = blind.get("by_tag") or {}
-        rows.append(_score_row(name, "", seen, blind))
-        rows += [_score_row(name, tag, of, blind_tags.get(tag) or {}) for tag, of in (seen.get("by_tag") or {}).items()]
+        rows += _score_rows(name, "", seen, blind)
+        for tag, of in (seen.get("by_tag") or {}).items():
+            rows += _score_rows(name, tag, of, blind_tags.get(tag) or {})
     return rows
 
 
-def _score_row(dataset: str, tag: str, seen: Mapping[str, Any], blind: Mapping[str, Any]) -> ScoreRow:
-    figure = leading(seen)
-    return ScoreRow(
-        dataset=dataset,
-        tag=tag,
-        items=seen.get("items") or 0,
-        unreadable=seen.get("unreadable") or 0,
-        figure=figure,
-        value=seen.get(figure.name),
-        interval=seen.get(figure.interval_name),
-        blind=blind.get(figure.name),
-        beside=[(each.title, seen[each.name]) for each in figure.beside if seen.get(each.name) is not None],
-    )
+def _score_rows(dataset: str, tag: str, seen: Mapping[str, Any], blind: Mapping[str, Any]) -> list[ScoreRow]:
+    """One for each figure that the items have."""
+    return [
+        ScoreRow(
+            dataset=dataset,
+            tag=tag,
+            items=seen.get(figure.items_name, seen.get("items")) or 0,
+            unreadable=seen.get("unreadable") or 0,
+            figure=figure,
+            value=seen.get(figure.name),
+            interval=seen.get(figure.interval_name),
+            blind=blind.get(figure.name),
+            beside=[(each.title, seen[each.name]) for each in figure.beside if seen.get(each.name) is not None],
+        )
+        for figure in [each for each in FIGURES if seen.get(each.name) is not None] or [ACCURACY]
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ class Sweep:
     def train(self) -> None:
         """Run what has no result yet; the leaderboard is written behind each run."""
         self.runs = len(self.cells) * (len(self.seeds) + max(0, len(self.rates) - 1))
+        if others := self._others():
+            print(f"{others} runs there are of other options, or of another version of parts: they are not compared")
         if self.rates:
             self._run([(cell, self.seeds[0], lr) for cell in self.cells for lr in self.rates])
         rates = [(cell, self._rate(cell)) for cell in self.cells]
@@ -65,6 +67,17 @@ class Sweep:
         )
         progress = Progress(self.command, self.runs, ended, self.pool.jobs, self.machine, self._failures(), trials)
         write_leaderboard(self.folder, stand(found), progress)
+
+    def _others(self) -> int:
+        """How many runs have ended in the folder that are none of this sweep's."""
+        own = {
+            placed(cell.at(seed, lr), self.folder).run.out
+            for cell in self.cells
+            for seed in self.seeds
+            for lr in self.rates or [cell.config.optim.lr]
+        }
+        ended = (self.folder / "runs").glob("*/seed-*/result.json")
+        return sum(str(result.parent) not in own for result in ended)
 
     def _failures(self) -> list[Failure]:
         """Seeds of a cell that failed for the same reason are one failure."""

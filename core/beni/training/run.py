@@ -235,7 +235,10 @@ def _judge(run: Run) -> Judged:
         arguments = (built.model, built.composer, samples, procs, data.eval_batch, data.max_new_tokens)
         seen = judge(*arguments, label=f"judging {name}")
         unseen = judge(*arguments, blind=True, label=f"judging {name} blind")
-        unseen = [replace(u, score=0.0, error=s.error) if s.error else u for s, u in zip(seen, unseen, strict=True)]
+        unseen = [
+            replace(u, prediction="", score=0.0, error=s.error) if s.error else u
+            for s, u in zip(seen, unseen, strict=True)
+        ]
         evaluations[name] = summary(seen) | {"blind": summary(unseen)}
         seeing += seen
         blind += unseen

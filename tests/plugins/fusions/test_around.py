@@ -24,8 +24,9 @@ def test_they_stand_around_all_blocks(fusion: Any) -> None:
     assert config.marks(PLAIN, shapes) == (NL, "<img>", "<whole>")
     with pytest.raises(ConfigError, match="cannot be a token around images"):
         fusion(after=("<image>",))
-    with pytest.raises(ConfigError, match="cannot be a token around images"):
-        fusion(before=(" ",))
+    for text in (" ", " <img>"):
+        with pytest.raises(ConfigError, match="cannot be a token around images"):
+            fusion(before=(text,))
 
 
 def test_they_are_learned() -> None:
@@ -41,7 +42,9 @@ def test_they_are_learned() -> None:
     assert weight is not None and weight.grad is not None and (weight.grad.abs().sum(dim=1) > 0).all()
 
 
-def test_a_token_of_the_language_model_is_refused() -> None:
-    end = make("inline").tokenizer.eos_token
-    with pytest.raises(ConfigError, match="begins or ends texts"):
-        make("inline", fusion={"name": "inline", "after": [end]})
+@pytest.mark.parametrize("mark", ["<eos>", "<user>", "a"])
+def test_a_token_of_the_language_model_is_refused(mark: str) -> None:
+    """What ends texts, a role, and a word."""
+    assert mark in make("inline").tokenizer.get_vocab()
+    with pytest.raises(ConfigError, match=f"'{mark}' around images, which means something else"):
+        make("inline", fusion={"name": "inline", "after": [mark]})
