@@ -8,6 +8,11 @@ import os
 from typing import ClassVar
 
 
+def with_extra(extra: str) -> str:
+    """What to type for the packages of an extra. By name, PyPI would send another project's `beni`."""
+    return f"pip install -e '.[{extra}]' in the clone of beni"
+
+
 class BeniError(Exception):
     """A user's mistake or a broken input. The message says what is wrong, where, and what to do."""
 

@@ -178,7 +178,7 @@ class PeftOptions:
     layers, and of an encoder's blocks. Each part that has adapters must have such layers; config.json lists them."""
     quant: Quantization = "none"
     """Keep the weights of the linear layers in the language model's decoder layers in 8 or 4 bits, frozen: by HQQ
-    (needs beni[hqq]), or as 4-bit NormalFloat by bitsandbytes (beni[bnb])."""
+    (the extra hqq), or as 4-bit NormalFloat by bitsandbytes (the extra bnb)."""
 
     def __post_init__(self) -> None:
         _within(self, peft_rank=(1, inf), peft_alpha=(POSITIVE, inf), peft_dropout=(0, 1))
@@ -230,7 +230,7 @@ class RunOptions:
     """Dense peak of one device in the precision of the run, of which MFU is a share, for a GPU that is not in beni's
     table (0: look it up, or measure a CPU's)."""
     wandb: str = ""
-    """Project in Weights & Biases that is told what is logged (needs beni[wandb]; with WANDB_MODE=offline everything
+    """Project in Weights & Biases that is told what is logged (the extra wandb; with WANDB_MODE=offline everything
     stays in the run's folder)."""
     feature_cache: str = ""
     """Folder in which features of frozen encoders are kept, for this run and others: each image is encoded once, before

@@ -27,7 +27,9 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         main(["chat", "runs/mine/model"])
     assert stop.value.code == 2
     said = capsys.readouterr().err
-    assert said == "error: the page needs Gradio, which is not installed: pip install 'beni[demo]'\n"
+    assert (
+        said == "error: the page needs Gradio, which is not installed: pip install -e '.[demo]' in the clone of beni\n"
+    )
 
 
 @pytest.mark.usefixtures("installed")

@@ -120,5 +120,5 @@ def test_what_cannot_be_judged_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(DataError, match=r"'dots'.*have none"):
         check([*SAMPLES, captioned("dots", "...", "!")])
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
-    with pytest.raises(ConfigError, match=r"pip install 'beni\[captions\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[captions\]'"):
         check(SAMPLES)

@@ -70,6 +70,17 @@ def test_the_headline_says_whom_the_first_is_not_clearly_ahead_of(tmp_path: Path
     assert "not clearly ahead" not in (tmp_path / "leaderboard.html").read_text()
 
 
+def test_who_is_not_shown_to_look_is_named_everywhere(tmp_path: Path) -> None:
+    guesses = ran(np.arange(40) % 4 > 0, folder=tmp_path / "runs/a")
+    guesses = replace(guesses, answers=[replace(answer, blind_score=answer.score) for answer in guesses.answers])
+    half = ran([True] * 20 + [False] * 20, folder=tmp_path / "runs/b")
+    standings = stand([(cell("mlp"), 1.0, [guesses]), (cell("sva"), 1.0, [half])])
+    write_leaderboard(tmp_path, standings, PROGRESS)
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert "mlp is first, and is not shown to look" in page and page.count("not shown to look</small>") == 1
+    assert "so not shown to look: mlp." in (tmp_path / "leaderboard.md").read_text()
+
+
 def test_no_examples_where_the_data_has_changed(tmp_path: Path) -> None:
     """An answer is never shown beside another item."""
     standings = made(tmp_path)

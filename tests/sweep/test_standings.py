@@ -7,7 +7,7 @@ import pytest
 
 from beni.errors import DataError
 from beni.eval.figure import ACCURACY, CIDER
-from beni.sweep.standings import MOST_COMPARED, pareto, stand
+from beni.sweep.standings import MOST_COMPARED, Ran, pareto, stand
 from tests.sweep.runs import answered, captioned, cell, ran
 
 ITEMS = 400
@@ -35,6 +35,23 @@ def test_the_most_accurate_leads_and_others_are_behind_it() -> None:
     one, other = standings.differences[0, 1], standings.differences[1, 0]
     assert one.more == -other.more and one.interval == pytest.approx((-other.interval[1], -other.interval[0]))
     assert one.clear and not standings.differences[1, 2].clear
+
+
+def blinded(run: Ran, scores: np.ndarray) -> Ran:
+    answers = [replace(answer, blind_score=float(score)) for answer, score in zip(run.answers, scores, strict=True)]
+    return replace(run, answers=answers, result={**run.result, "accuracy_blind": float(scores.mean())})
+
+
+def test_what_is_no_better_than_blind_is_not_shown_to_look() -> None:
+    """Also if it is the first, and by far."""
+    guesses = blinded(ran(right(300)), np.roll(right(300), 1))
+    looks = blinded(ran(right(200)), right(100))
+    worse = blinded(ran(right(100)), right(200))
+    text = replace(worse, result={**worse.result, "visual_tokens_per_image": 0.0})
+    rows = stand([(cell(), 1.0, [run]) for run in (guesses, looks, worse, text)]).rows
+    assert [row.looks for row in rows] == [False, True, False, True], "the last has no pictures"
+    added = rows[1].added
+    assert added is not None and added.more == pytest.approx(0.25) and 0.1 < added.interval[0] < 0.25
 
 
 def test_cells_judged_on_other_items_are_not_paired() -> None:

@@ -375,7 +375,7 @@ def test_training_a_quantized_base_is_refused_before_anything_is_loaded(tmp_path
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     package, extra = SCHEMES[scheme].package, SCHEMES[scheme].extra
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=rf"{scheme} needs the package {package}: pip install 'beni\[{extra}\]'"):
+    with pytest.raises(ConfigError, match=rf"{scheme} needs the package {package}: pip install -e '\.\[{extra}\]'"):
         train(small(tmp_path / "run", scheme))
 
 

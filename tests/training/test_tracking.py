@@ -120,7 +120,7 @@ def test_offline_everything_stays_in_the_folder(tmp_path: Path) -> None:
 
 def test_without_the_package_the_way_to_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"pip install 'beni\[wandb\]'"), tracked("which", tmp_path, {}):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[wandb\]'"), tracked("which", tmp_path, {}):
         pass
     with tracked("", tmp_path, {}) as nobody:
         nobody.log({"step": 1})

@@ -1,6 +1,6 @@
 """The page: what is typed goes to a `Session`, and what comes of it is shown.
 
-Needs Gradio (`pip install 'beni[demo]'`).
+Needs Gradio (the extra `demo`).
 """
 
 import html

@@ -11,7 +11,7 @@ import tyro
 from beni.chat.talker import open_talkers
 from beni.cli.options import parse
 from beni.config import RunOptions
-from beni.errors import ConfigError
+from beni.errors import ConfigError, with_extra
 from beni.processes import processes
 
 
@@ -37,7 +37,7 @@ def chat(arguments: Sequence[str], program: str) -> None:
     """
     options = parse(ChatOptions, arguments, program)
     if find_spec("gradio") is None:
-        raise ConfigError("the page needs Gradio, which is not installed: pip install 'beni[demo]'")
+        raise ConfigError(f"the page needs Gradio, which is not installed: {with_extra('demo')}")
     if not 0 <= options.port < 1 << 16:
         raise ConfigError(f"--port {options.port}: a port is a number up to 65535, 0 for any free one")
     _check_address(options.host, options.port)

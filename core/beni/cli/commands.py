@@ -50,6 +50,12 @@ def _headline(result: dict[str, Any]) -> None:
     if "accuracy" in result:
         shown = {key: result[key] for key in HEADLINE if result.get(key) is not None}
         tqdm.write(json.dumps(shown), file=sys.stdout)
+        if missing := (result.get("unusable_samples") or 0) + (result.get("skipped_samples") or 0):
+            tqdm.write(
+                f"{missing} samples were left out: report.html and result.json say which and why", file=sys.stderr
+            )
+        if not result.get("evaluations"):
+            tqdm.write("nothing was judged: say with --eval-data on what", file=sys.stderr)
 
 
 @dataclass(frozen=True, slots=True)

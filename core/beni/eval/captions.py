@@ -8,7 +8,7 @@ used: nothing else of beni needs it.
 import re
 from collections.abc import Sequence
 
-from beni.errors import ConfigError, DataError
+from beni.errors import ConfigError, DataError, with_extra
 from beni.sample import Sample
 
 BEST = 10.0
@@ -28,7 +28,7 @@ def check_captions(samples: Sequence[Sample]) -> None:
     try:
         import pycocoevalcap.cider.cider  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"metric=caption needs pycocoevalcap ({error}): pip install 'beni[captions]'") from error
+        raise ConfigError(f"metric=caption needs pycocoevalcap ({error}): {with_extra('captions')}") from error
     if len(samples) == 1:
         raise DataError(
             f"sample '{samples[0].id}' would be judged alone: metric=caption weighs words by how few items have them, "

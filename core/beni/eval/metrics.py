@@ -118,7 +118,7 @@ def _check_people(samples: Sequence[Sample]) -> None:
         if len(sample.answers) <= AGREE:
             raise DataError(
                 f"sample '{sample.id}': metric=vqa compares with what several people answered, usually ten; it has "
-                f"{len(sample.answers)} answers: use metric=exact"
+                f"{len(sample.answers)} answers: give each item the field `answers`, or use metric=exact"
             )
 
 

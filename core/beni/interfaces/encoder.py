@@ -50,8 +50,8 @@ class VisionEncoder(nn.Module, ABC):
             ExportError: it is none, or is read in a way that the native classes have not; says which.
         """
         raise ExportError(
-            f"encoder {type(self).__name__} is no vision model of Transformers; encoders that are, as 'hf', say so in "
-            f"their method `native`"
+            f"encoder {type(self).__name__} is no vision model of Transformers: train with --encoder hf:MODEL (an "
+            f"encoder of your own that is one says so in its method `native`)"
         )
 
     def blocks(self) -> Sequence[nn.Module]:

@@ -127,6 +127,7 @@ def write_leaderboard(folder: Path, standings: Standings, progress: Progress) ->
         "as_good": [
             rows[n].cell.name for (one, n), found in standings.differences.items() if one == 0 and not found.clear
         ],
+        "unseeing": [row.cell.name for row in rows if not row.looks],
         "compared": sorted({one for one, _ in standings.differences}),
         "differences": standings.differences,
         "tags": [(tag, [tags.get(tag) for tags in by_tag]) for tag in tags],
@@ -162,6 +163,8 @@ def markdown(standings: Standings, progress: Progress) -> str:
     ]
     if beside or not figure.share:
         lines += [CAPTIONS]
+    if unseeing := [row.cell.name for row in standings.rows if not row.looks]:
+        lines += [f"Not clearly better than with the images blanked, so not shown to look: {', '.join(unseeing)}."]
     lines += [f"- no result: {each.name}, {each.shown}: {each.why}" for each in progress.failed]
     return "\n".join(lines) + "\n"
 
@@ -186,6 +189,9 @@ def table(standings: Standings) -> str:
                 "behind_low",
                 "behind_high",
                 "blind",
+                "added",
+                "added_low",
+                "added_high",
                 *beside,
             ),
             *(*figures, "parameters", "trained", "lr", "seeds", f"{figure.name}_by_seed", "front"),
@@ -196,6 +202,7 @@ def table(standings: Standings) -> str:
             [
                 *(place, row.cell.name, *(row.cell.varied.get(option, "") for option in options)),
                 *(row.quality, *(row.interval or ("", "")), row.behind, *(row.behind_interval or ("", "")), row.blind),
+                *((row.added.more, *row.added.interval) if row.added else ("", "", "")),
                 *(row.mean(name) for name in beside),
                 *(row.cost(name) for name in figures),
                 *(row.parameters, row.trained, row.lr, len(row.runs)),

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from beni.errors import DataError
 from beni.eval.answers import Answer, read_answers
@@ -33,6 +34,21 @@ class Ran:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """How two cells, or one with and without its pictures, differ on the same items."""
+
+    more: float
+    """By how much the first reaches more."""
+    interval: tuple[float, float]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval is all on one side of zero."""
+        low, high = self.interval
+        return low > 0 or high < 0
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """What is known of a cell."""
 
@@ -45,11 +61,18 @@ class Standing:
     interval: tuple[float, float] | None
     """Of the quality, over seeds and items."""
     blind: float | None
+    added: Difference | None
+    """What the pictures add to the blind figure."""
     behind: float | None
     """How much less it reaches than the first; None for cells that were judged on other items."""
     behind_interval: tuple[float, float] | None
     front: bool
     """Whether no other cell is at least as good and at least as cheap, and better in one of them."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether it is clearly better with pictures than without; so is all that has none to look at."""
+        return self.added is None or (self.added.clear and self.added.more > 0)
 
     def mean(self, figure: str) -> float | None:
         """A figure of the result: the mean over seeds."""
@@ -79,21 +102,6 @@ class Standing:
                     scores[f"{name}={value}"].append(answer.score)
         frequent = sorted(scores, key=lambda tag: (-len(scores[tag]), tag))
         return {tag: fmean(scores[tag]) for tag in frequent}
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """How two cells that were judged on the same items differ."""
-
-    more: float
-    """By how much the first reaches more."""
-    interval: tuple[float, float]
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval is all on one side of zero."""
-        low, high = self.interval
-        return low > 0 or high < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +151,9 @@ def stand(found: Sequence[tuple[Cell, float, Sequence[Ran]]]) -> Standings:
                 runs=runs,
                 lr=lr,
                 quality=means[n],
-                interval=interval(drawn[n][1]) if n in drawn else None,
+                interval=interval(drawn[n].reached_R) if n in drawn else None,
                 blind=_mean(runs, f"{figure.name}_blind"),
+                added=_added(runs, drawn.get(n), figure),
                 behind=ahead.more if ahead else None,
                 behind_interval=ahead.interval if ahead else None,
                 front=place in front,
@@ -182,11 +191,19 @@ def pareto(points: Sequence[tuple[float | None, float | None]]) -> set[int]:
 
 Items = tuple[tuple[str, str, str, str], ...]
 """What tells the items of an evaluation from those of another."""
-Drawn = Mapping[int, tuple[Items, Any]]
-"""By number of the cell: its items, and mean scores of items and seeds drawn again."""
 
 
-def _draws(cells: Sequence[Sequence[Ran]]) -> Drawn:
+class Drawn(NamedTuple):
+    """A cell, its items and seeds drawn again."""
+
+    items: Items
+    reached_R: Float[np.ndarray, " R"]
+    """Mean scores."""
+    added_R: Float[np.ndarray, " R"]
+    """What pictures add to them."""
+
+
+def _draws(cells: Sequence[Sequence[Ran]]) -> dict[int, Drawn]:
     """Cells that were judged on the same items are drawn together."""
     together: dict[Items, list[int]] = defaultdict(list)
     for number, runs in enumerate(cells):
@@ -197,13 +214,16 @@ def _draws(cells: Sequence[Sequence[Ran]]) -> Drawn:
                 f"the first was trained. Delete that folder, or choose another --out"
             )
         together[first].append(number)
-    found: dict[int, tuple[Items, Any]] = {}
+    found: dict[int, Drawn] = {}
     for items, numbers in together.items():
         if not items:
             continue
         groups = numbered([answer.images for answer in cells[numbers[0]][0].answers])
         scores = [np.array([[a.score for a in run.answers] for run in cells[n]], dtype=float) for n in numbers]
-        found |= {n: (items, row) for n, row in zip(numbers, draws(scores, groups), strict=True)}
+        blind = [np.array([[a.blind_score for a in run.answers] for run in cells[n]], dtype=float) for n in numbers]
+        reached = draws(scores, groups)
+        added = draws([seeing - guessed for seeing, guessed in zip(scores, blind, strict=True)], groups)
+        found |= {n: Drawn(items, *rows) for n, *rows in zip(numbers, reached, added, strict=True)}
     return found
 
 
@@ -211,11 +231,21 @@ def _items(run: Ran) -> Items:
     return tuple((answer.data, answer.id, answer.images, answer.target) for answer in run.answers)
 
 
-def _difference(drawn: Drawn, means: Sequence[float | None], one: int, other: int) -> Difference | None:
+def _difference(drawn: Mapping[int, Drawn], means: Sequence[float | None], one: int, other: int) -> Difference | None:
     first, second = means[one], means[other]
-    if one not in drawn or other not in drawn or drawn[one][0] != drawn[other][0] or first is None or second is None:
+    if one not in drawn or other not in drawn or drawn[one].items != drawn[other].items:
         return None
-    return Difference(first - second, interval(drawn[one][1] - drawn[other][1]))
+    if first is None or second is None:
+        return None
+    return Difference(first - second, interval(drawn[one].reached_R - drawn[other].reached_R))
+
+
+def _added(runs: Sequence[Ran], drawn: Drawn | None, figure: Figure) -> Difference | None:
+    """None where there are no pictures, or nothing was judged."""
+    seeing, blind = _mean(runs, figure.name), _mean(runs, f"{figure.name}_blind")
+    if drawn is None or seeing is None or blind is None or not _median(runs, "visual_tokens_per_image"):
+        return None
+    return Difference(seeing - blind, interval(drawn.added_R))
 
 
 def _mean(runs: Sequence[Ran], figure: str) -> float | None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from beni.config import OptimConfig, PeftOptions
-from beni.errors import ConfigError
+from beni.errors import ConfigError, with_extra
 from beni.model.llm import decoder_layers
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.training.adapters import alike, linear_layers
@@ -181,7 +181,7 @@ def check(peft: PeftOptions, optim: OptimConfig) -> None:
         import_module(scheme.package)
     except ImportError as error:
         raise ConfigError(
-            f"--quant {scheme.name} needs the package {scheme.package}: pip install 'beni[{scheme.extra}]' ({error})"
+            f"--quant {scheme.name} needs the package {scheme.package}: {with_extra(scheme.extra)} ({error})"
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from beni.errors import ConfigError, Stopped, first_line
+from beni.errors import ConfigError, Stopped, first_line, with_extra
 
 
 class Tracker:
@@ -68,7 +68,7 @@ def tracked(project: str, folder: Path, config: Mapping[str, Any]) -> Iterator[T
     try:
         import wandb
     except ImportError as error:
-        raise ConfigError("--wandb needs Weights & Biases: pip install 'beni[wandb]'") from error
+        raise ConfigError(f"--wandb needs Weights & Biases: {with_extra('wandb')}") from error
     try:
         run = wandb.init(
             project=project, id=_identity(folder), name=folder.name, dir=folder, config=dict(config), resume="allow"

