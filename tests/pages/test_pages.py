@@ -1,4 +1,4 @@
-"""Pages do what they say: their files are written and their commands run, in order, page by page."""
+"""Pages do what they say: their files are written and their commands run, in order, and then their Python."""
 
 import shutil
 from pathlib import Path
