@@ -4,16 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from beni.data.images import load_image
 from beni.export.probes import Probe, Shown
-from beni.export.target import Target
+from beni.export.target import Source, Target
 from beni.export.verify import native_prompt
 from beni.model.build import Built
 from beni.sample import Sample
@@ -83,6 +84,34 @@ def logits_differ_by(
         found = native(**native_inputs(built, sample, processor, target)).logits
     heard = [token for token in range(wanted.shape[-1]) if token not in silent]
     return float((found[..., heard] - wanted[..., heard]).abs().max() / wanted[..., heard].abs().max())
+
+
+def check_same(
+    built: Built, out: Path, target: Target, native_class: type[PreTrainedModel], shapes: Sequence[Size]
+) -> None:
+    """An export is of that class, and has the model's logits and answers: of pictures of these shapes one by one, of
+    three together, and of none."""
+    native, processor = AutoModelForImageTextToText.from_pretrained(out), AutoProcessor.from_pretrained(out)
+    assert type(native) is native_class
+    silent = set(native.generation_config.suppress_tokens)
+    pictures = [noise(seed, shape) for seed, shape in enumerate(shapes)]
+    asked = [talk("one", (0, "what is it?"), ("",), images=(picture,)) for picture in pictures]
+    asked += [talk("three", (0, 1, "compare with ", 2), ("",), images=tuple(pictures[:3])), QUESTIONS[-1]]
+    for sample in asked:
+        sizes = [tuple(image.size or ()) for image in sample.images]
+        assert logits_differ_by(built, native, processor, target, sample, silent) < 1e-5, sizes
+    assert native_answers(built, native, processor, target) == answers(built)
+
+
+def off(target: Target, weight: str) -> Target:
+    """A target whose models have one weight that is off."""
+
+    def model(source: Source) -> PreTrainedModel:
+        native = target.model(source)
+        native.get_parameter(weight).data[0] += 0.1
+        return native
+
+    return target._replace(model=model)
 
 
 def chat(sample: Sample, where: Path) -> list[dict[str, Any]]:

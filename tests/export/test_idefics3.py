@@ -6,25 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3ForConditionalGeneration
 
 from beni.cli.main import main
 from beni.errors import ExportError
 from beni.export import export as exporting
 from beni.export.export import export
-from beni.export.idefics3 import AROUND, IDEFICS3, WHOLE, to_idefics3
+from beni.export.idefics3 import AROUND, IDEFICS3, WHOLE
 from beni.model.build import Built
 from beni.types import Size
-from tests.export.small import (
-    QUESTIONS,
-    answers,
-    answers_without_beni,
-    logits_differ_by,
-    native_answers,
-    trained,
-)
-from tests.model.small import make, noise, talk
+from tests.export.small import answers, answers_without_beni, check_same, off, trained
+from tests.model.small import make
 from tests.model.test_new_tokens import llm_without
 from tests.model.test_saved import save
 from tests.plugins.encoders.test_hf import publish
@@ -54,17 +46,8 @@ def test_computes_the_same(case: str, tmp_path: Path) -> None:
     told = export(str(tmp_path / "model"), "idefics3", str(tmp_path / "out"))
     assert told["class"] == "Idefics3ForConditionalGeneration"
     assert told["logits_differ_by"] < 1e-5 and told["pixels_differ_by"] < 0.002
-    native = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
-    processor = AutoProcessor.from_pretrained(tmp_path / "out")
-    assert type(native) is Idefics3ForConditionalGeneration
-    silent = set(native.generation_config.suppress_tokens)
-    pictures = [noise(seed, Size(*shape)) for seed, shape in enumerate([(64, 64), (97, 31), (9, 200), (1, 1)])]
-    asked = [talk("one", (0, "what is it?"), ("",), images=(picture,)) for picture in pictures]
-    asked += [talk("three", (0, 1, "compare with ", 2), ("",), images=tuple(pictures[:3])), QUESTIONS[-1]]
-    for sample in asked:
-        sizes = [tuple(image.size or ()) for image in sample.images]
-        assert logits_differ_by(built, native, processor, IDEFICS3, sample, silent) < 1e-5, sizes
-    assert native_answers(built, native, processor, IDEFICS3) == answers(built)
+    shapes = [Size(64, 64), Size(97, 31), Size(9, 200), Size(1, 1)]
+    check_same(built, tmp_path / "out", IDEFICS3, Idefics3ForConditionalGeneration, shapes)
 
 
 def test_answers_the_same_without_beni(tmp_path: Path) -> None:
@@ -132,12 +115,7 @@ def test_pictures_that_become_zeros_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_weight_that_is_off_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> nn.Module:
-        native = to_idefics3(*arguments)
-        native.model.vision_model.post_layernorm.bias.data[0] += 0.1  # type: ignore[union-attr]
-        return native
-
-    monkeypatch.setitem(exporting.TARGETS, "idefics3", IDEFICS3._replace(model=broken))
+    monkeypatch.setitem(exporting.TARGETS, "idefics3", off(IDEFICS3, "model.vision_model.post_layernorm.bias"))
     siglip(tmp_path)
     with pytest.raises(ExportError, match="computes something else"):
         export(str(tmp_path / "model"), "idefics3", str(tmp_path / "out"))

@@ -11,28 +11,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaNextForConditionalGeneration
 
 from beni.cli.main import main
 from beni.errors import ExportError
 from beni.export import export as exporting
 from beni.export.export import export
-from beni.export.llava_next import LLAVA_NEXT, to_llava_next
+from beni.export.llava_next import LLAVA_NEXT
 from beni.export.probes import Probe, Shown, pixel_differences
 from beni.model.build import Built
 from beni.sample import NEWLINE_MARK, ImageRef
 from beni.types import Size
 from beni_plugins.views.anyres import Anyres
-from tests.export.small import (
-    QUESTIONS,
-    answers,
-    answers_without_beni,
-    logits_differ_by,
-    native_answers,
-    trained,
-)
-from tests.model.small import make, noise, talk
+from tests.export.small import answers, answers_without_beni, check_same, off, trained
+from tests.model.small import make, talk
 from tests.model.test_saved import save
 from tests.plugins.encoders.test_hf import SIDE, STD, publish
 
@@ -65,19 +57,9 @@ def test_computes_the_same(case: str, tmp_path: Path) -> None:
     told = export(str(tmp_path / "model"), "llava_next", str(tmp_path / "out"))
     assert told["class"] == "LlavaNextForConditionalGeneration"
     assert told["logits_differ_by"] < 1e-5 and told["pixels_differ_by"] < 0.01
-    native = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
-    processor = AutoProcessor.from_pretrained(tmp_path / "out")
-    assert type(native) is LlavaNextForConditionalGeneration
-    silent = set(native.generation_config.suppress_tokens)
     shapes = [Size(*shape) for shape in SHAPES if kept(built, Size(*shape))]
     assert len(shapes) >= 8
-    pictures = [noise(seed, shape) for seed, shape in enumerate(shapes)]
-    asked = [talk("one", (0, "what is it?"), ("",), images=(picture,)) for picture in pictures]
-    asked += [talk("three", (0, 1, "compare with ", 2), ("",), images=tuple(pictures[:3])), QUESTIONS[-1]]
-    for sample in asked:
-        sizes = [tuple(image.size or ()) for image in sample.images]
-        assert logits_differ_by(built, native, processor, LLAVA_NEXT, sample, silent) < 1e-5, sizes
-    assert native_answers(built, native, processor, LLAVA_NEXT) == answers(built)
+    check_same(built, tmp_path / "out", LLAVA_NEXT, LlavaNextForConditionalGeneration, shapes)
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +189,7 @@ def test_another_background_would_be_found_in_the_pixels(
 
 
 def test_a_newline_that_is_off_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> nn.Module:
-        native = to_llava_next(*arguments)
-        native.model.image_newline.data[0] += 0.1  # type: ignore[union-attr]
-        return native
-
-    monkeypatch.setitem(exporting.TARGETS, "llava_next", LLAVA_NEXT._replace(model=broken))
+    monkeypatch.setitem(exporting.TARGETS, "llava_next", off(LLAVA_NEXT, "model.image_newline"))
     trained(tmp_path, view=VIEW)
     with pytest.raises(ExportError, match="computes something else"):
         export(str(tmp_path / "model"), "llava_next", str(tmp_path / "out"))
