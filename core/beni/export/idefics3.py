@@ -81,7 +81,7 @@ def to_idefics3(source: Source) -> PreTrainedModel:
             f"a picture of nothing but the encoder's mean colour becomes zeros, which '{NAME}' takes for no picture: "
             f"use an encoder whose mean is no colour of 256 levels"
         )
-    tower = next(iter(source.model.encoders.values())).native()  # type: ignore[operator]
+    tower = source.tower()
     vision = _vision(tower)
     language = Language.of(source)
     with foreign(Idefics3ForConditionalGeneration.__name__, "hold"):

@@ -48,8 +48,8 @@ def to_llava_next(source: Source) -> PreTrainedModel:
     side = native.config.vision_config.image_size
     if (side, side) != tuple(spec.size):
         raise ExportError(
-            f"the encoder sees tiles of {spec.size.width} pixels, and '{NAME}' counts in the {side} of its "
-            f"configuration: train with --encoder.size 0"
+            f"the encoder sees tiles of {spec.size.width}×{spec.size.height} pixels, and '{NAME}' counts in the {side} "
+            f"of its configuration: train with --encoder.size 0"
         )
     newline = source.tokenizer.convert_tokens_to_ids(NEWLINE_MARK)
     native.model.image_newline.data.copy_(source.tables.embedding_ND[newline])

@@ -33,7 +33,7 @@ def llava_model(native_class: type[PreTrainedModel], to: str, source: Source, **
         ExportError: a part computes something else than the class's, or the class cannot hold it.
     """
     spec = only_encoder(source.composer, to)
-    tower = next(iter(source.model.encoders.values())).native()  # type: ignore[operator]
+    tower = source.tower()
     projector = source.model.connector.native(to)
     language = Language.of(source)
     with foreign(native_class.__name__, "hold"):

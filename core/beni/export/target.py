@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from beni.data.document import Composer
 from beni.errors import ExportError
 from beni.export.vocabulary import Tables
+from beni.interfaces import NativeTower
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.types import EncoderSpec, Size
 
@@ -24,6 +25,15 @@ class Source(NamedTuple):
     """The language model's, with a token for images."""
     tables: Tables
     """Of the language model, with a row for each token."""
+
+    def tower(self) -> NativeTower:
+        """The only encoder, as a vision model of Transformers.
+
+        Raises:
+            ExportError: it is none, or is read in a way that the native classes have not.
+        """
+        [encoder] = self.model.encoders.values()
+        return encoder.native()  # type: ignore[operator]
 
 
 class Preparing(NamedTuple):
