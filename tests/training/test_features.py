@@ -53,22 +53,43 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+def conversations(folder: Path, *colours: str, **fields: Any) -> Path:
+    """LLaVA's JSON with a question about a picture of each colour; what is no colour is a picture all the same."""
+    items = []
+    for colour in colours:
+        Image.new("RGB", (20, 20), colour if colour != "bad" else "black").save(folder / f"{colour}.png")
+        talk = [{"from": "human", "value": "<image>\ncolour?"}, {"from": "gpt", "value": "red"}]
+        items.append({"id": colour, "image": f"{colour}.png", "conversations": talk, **fields})
+    (folder / "colours.json").write_text(json.dumps(items))
+    return folder / "colours.json"
+
+
+def assert_judged_alike(cached: dict[str, Any], plain: dict[str, Any], folder: Path) -> None:
+    """With the images and blind, in answers and in losses."""
+    for figure in ("val_loss", "eval_loss"):
+        assert cached[figure] == pytest.approx(plain[figure], rel=1e-5)
+    answers = [(folder / name / "predictions.jsonl").read_text() for name in ("cached", "plain")]
+    assert answers[0] == answers[1] and answers[0].count("\n") > 10
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_training_is_the_same(tmp_path: Path, fusion: str) -> None:
     """With rows that show no image, too, in workers and without."""
     data: dict[str, Any] = {"data": [SHAPES, text_file(tmp_path)], "weights": [0.3, 0.7], "workers": 1}
+    results = {}
     for name, cache in (("plain", None), ("cached", tmp_path / "cache")):
-        train(run_with(tmp_path / name, cache, data=data, **FUSIONS[fusion]))
+        results[name] = train(run_with(tmp_path / name, cache, data=data, **FUSIONS[fusion]))
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    assert_judged_alike(results["cached"], results["plain"], tmp_path)
     plain, cached = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "cached"))
     assert plain.keys() == cached.keys(), "the saved model is whole"
     for name in plain:
         torch.testing.assert_close(cached[name], plain[name], rtol=1e-3, atol=1e-5)
 
 
-def test_each_image_is_encoded_once_and_no_step_runs_an_encoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many crops an encoder saw, call by call."""
     seen: list[int] = []
     forward = TinyEncoder.forward
 
@@ -78,6 +99,10 @@ def test_each_image_is_encoded_once_and_no_step_runs_an_encoder(
         return forward(self, pixels)
 
     monkeypatch.setattr(TinyEncoder, "forward", counted)
+    return seen
+
+
+def test_each_image_is_encoded_once_and_no_step_runs_an_encoder(tmp_path: Path, seen: list[int]) -> None:
     data = {"data": [SHAPES], "eval_limit": 0, "eval_data": []}
     first = prepared(run_with(tmp_path / "one", tmp_path / "cache", data=data)).cached
     assert first is not None and sum(seen) == first.encoded == first.images
@@ -91,6 +116,17 @@ def test_each_image_is_encoded_once_and_no_step_runs_an_encoder(
             run.built.model(packed=row).loss.backward()
     assert run.cached is not None and (run.cached.images, run.cached.encoded) == (first.images, 0)
     assert not seen
+
+
+def test_nothing_is_encoded_again_for_validation_and_judging(tmp_path: Path, seen: list[int]) -> None:
+    """Where answers are generated, and where they are chosen."""
+    chosen = conversations(tmp_path, "red", "blue", choices=["red", "blue"])
+    data = {"data": [SHAPES], "eval_data": [SHAPES, f"llava:{chosen}?metric=choice"]}
+    first = train(run_with(tmp_path / "run", tmp_path / "cache", data=data))["feature_cache"]
+    assert sum(seen) == first["encoded"] == first["images"]
+    seen.clear()
+    again = train(run_with(tmp_path / "again", tmp_path / "cache", data=data))
+    assert not seen and again["val_loss"] and again["eval_loss"] and again["evaluations"]
 
 
 def test_a_result_tells_of_it_and_counts_no_encoder(tmp_path: Path) -> None:
@@ -108,9 +144,11 @@ CROPS: dict[str, Any] = {"view": {"name": "pyramid"}, "connector": {"name": "dra
 
 @pytest.mark.parametrize(("parts", "encoders"), [(SEVERAL, 2), (CROPS, 1)])
 def test_several_encoders_and_many_crops(tmp_path: Path, parts: dict[str, Any], encoders: int) -> None:
+    results = {}
     for name, cache in (("plain", None), ("cached", tmp_path / "cache")):
-        train(run_with(tmp_path / name, cache, **parts))
+        results[name] = train(run_with(tmp_path / name, cache, **parts))
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    assert_judged_alike(results["cached"], results["plain"], tmp_path)
     assert len([each for each in (tmp_path / "cache").iterdir() if each.is_dir()]) == encoders
 
 
@@ -148,20 +186,13 @@ def test_what_would_change_features_is_refused(tmp_path: Path, changes: dict[str
 
 
 def test_broken_images_are_told_as_ever(tmp_path: Path) -> None:
-    Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
+    spec = f"llava:{conversations(tmp_path, 'red', 'bad')}"
     (tmp_path / "bad.png").write_bytes(b"no image")
-    items = [
-        {
-            "id": name,
-            "image": f"{name}.png",
-            "conversations": [{"from": "human", "value": "<image>\ncolour?"}, {"from": "gpt", "value": "red"}],
-        }
-        for name in ("good", "bad")
-    ]
-    (tmp_path / "data.json").write_text(json.dumps(items))
-    data = {"data": [f"llava:{tmp_path / 'data.json'}"], "eval_data": []}
+    data = {"data": [spec], "eval_data": [spec]}
     result = train(run_with(tmp_path / "run", tmp_path / "cache", data=data, optim={"steps": 1}))
     assert [each["id"] for each in result["skipped"]] == ["bad"] and result["skipped_samples"] == 1
+    told = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert [bool(each.get("error")) for each in told] == [False, True]
 
 
 def test_another_weight_precision_or_view_is_another_encoding(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def pad(documents: Sequence[Document], pictures: Pictures, pad_id: int) -> dict[
     by tensor, and shorter ones padded with zeros on the left, as transformers' pipelines do.
 
     Raises:
-        ImageError: an image cannot be read.
+        ImageError: an image cannot be read, or has no features.
     """
     length = max(len(document) for document in documents)
     ids = np.full((len(documents), length), pad_id)
@@ -39,11 +39,13 @@ def pad(documents: Sequence[Document], pictures: Pictures, pad_id: int) -> dict[
     images = images or list(dummy_document(pictures.composer).images)
     for image in images:
         pictures.load(image)
-    pixels = pictures.stack(images).pixels
+    visual = pictures.stack(images)
+    pixels = visual.pixels if len(visual.pixels) > 1 else next(iter(visual.pixels.values()), None)
+    seen = {"image_features": visual.features} if visual.features else {"pixel_values": pixels}
     return {
         "input_ids": torch.from_numpy(ids),
         "attention_mask": torch.from_numpy(mask),
-        "pixel_values": pixels if len(pixels) > 1 else next(iter(pixels.values())),
+        **seen,
         "image_sizes": torch.tensor([image.layout.size for image in images]),
         "image_ids": torch.tensor([image_id(image.ref) for image in images]),
         "image_starts": torch.from_numpy(starts),

@@ -115,7 +115,7 @@ def padding_id(composer: Composer) -> int:
 
 
 def to_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A padded batch on a device; pixels of several encoders are a dictionary in it."""
+    """A padded batch on a device; pixels of several encoders, and features, are dictionaries in it."""
 
     def move(value: Any) -> Any:
         return {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)

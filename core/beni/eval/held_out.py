@@ -7,6 +7,7 @@ import torch
 
 from beni.config import BatchConfig
 from beni.data.document import Composer
+from beni.data.features import FeatureStore
 from beni.data.loader import Rows
 from beni.data.plan import Lengths, Plan
 from beni.model.modeling import BeniForConditionalGeneration
@@ -27,14 +28,24 @@ class HeldOut:
     """Samples that are left out, because they are longer than a row."""
 
     @classmethod
-    def of(cls, sources: Sequence[Sequence[Sample]], composer: Composer, batch: BatchConfig) -> "HeldOut":
+    def of(
+        cls,
+        sources: Sequence[Sequence[Sample]],
+        composer: Composer,
+        batch: BatchConfig,
+        features: FeatureStore | None = None,
+    ) -> "HeldOut":
         """Plan rows of all samples that fit into one.
+
+        Args:
+            features: has what the encoders make of each image; None: encoders see them.
 
         Raises:
             DataError: there is none.
         """
         lengths = [Lengths(samples, composer) for samples in sources]
         rows = Rows(sources, Plan(lengths, (), batch, seed=0, shuffle=False), composer)
+        rows.features = features
         targets = sum(int(source.targets.sum()) for source in lengths)
         spelled = [
             _characters(samples[index], composer)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from beni.data.batch import Pictures, dummy_document
 from beni.data.document import Composer, Document
+from beni.data.features import FeatureStore
 from beni.data.images import blank_image, image_size
 from beni.errors import ImageError
 from beni.eval.choice import Offered, log_likelihoods, offered, rows
@@ -42,6 +43,7 @@ def judge(
     max_new_tokens: int = 32,
     blind: bool = False,
     label: str = "judging",
+    features: FeatureStore | None = None,
 ) -> list[Prediction]:
     """Answer every item and compare, each by its metric.
 
@@ -52,6 +54,7 @@ def judge(
         max_new_tokens: longest answer in tokens.
         blind: show images of the mean colour instead: what can be guessed without looking.
         label: of the progress bar.
+        features: has what the encoders make of each image, the blank ones too; None: encoders see them.
 
     Raises:
         DataError: an item that cannot be a prompt, or not be judged by its metric.
@@ -63,10 +66,10 @@ def judge(
     offers = {n: offered(s, composer) for n, s in enumerate(shown) if s.metric == "choice"}
 
     def answer(batch: Sequence[Numbered]) -> dict[int, Said]:
-        return _answer(model, composer, batch, processes, max_new_tokens)
+        return _answer(model, Pictures(composer, features=features), batch, processes, max_new_tokens)
 
     def choose(row: Mapping[int, Offered]) -> dict[int, Said]:
-        return _choose(model, composer, row)
+        return _choose(model, Pictures(composer, features=features), row)
 
     was_training = model.training
     model.eval()
@@ -150,13 +153,13 @@ def _batches(documents: Mapping[int, Document], size: int) -> list[list[Numbered
 
 def _answer(
     model: BeniForConditionalGeneration,
-    composer: Composer,
+    pictures: Pictures,
     batch: Sequence[Numbered],
     processes: Processes,
     max_new_tokens: int,
 ) -> dict[int, Said]:
     """Answers of a batch; an item whose image cannot be read is answered without being asked."""
-    pictures = Pictures(composer)
+    composer = pictures.composer
     errors = _unreadable(pictures, dict(batch))
     asked = [(number, document) for number, document in batch if number not in errors]
     prompts = [document for _, document in asked] or [dummy_document(composer)]  # generate as often as everybody else
@@ -165,12 +168,11 @@ def _answer(
     return errors | {number: Said(text.strip()) for number, text in answers}
 
 
-def _choose(model: BeniForConditionalGeneration, composer: Composer, row: Mapping[int, Offered]) -> dict[int, Said]:
+def _choose(model: BeniForConditionalGeneration, pictures: Pictures, row: Mapping[int, Offered]) -> dict[int, Said]:
     """The likeliest choice of each item."""
-    pictures = Pictures(composer)
     errors = _unreadable(pictures, {number: documents[0] for number, documents in row.items()})
     asked = {number: documents for number, documents in row.items() if number not in errors}
-    found = log_likelihoods(model, composer, list(asked.values()), pictures)
+    found = log_likelihoods(model, pictures.composer, list(asked.values()), pictures)
     return errors | {
         number: Said(documents[int(np.argmax(likely))].sample.answer)
         for (number, documents), likely in zip(asked.items(), found, strict=True)

@@ -42,13 +42,13 @@ from beni.model.loss import summed_cross_entropy
 from beni.model.placement import layouts_of, place_padded
 from beni.nn.norms import hold_batch_norms
 from beni.nn.plan import plan_cross
-from beni.types import EncoderSpec, VisualTokens, Windows
+from beni.types import EncoderSpec, Features, VisualTokens, Windows
 
 CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 """What transformers calls a language model's cache; the former since 5.24."""
 Pixels = Tensor | Mapping[str, Tensor]
 """Crops of images, for one encoder or by the keys of several."""
-DISTINCT = ("pixel_values", "image_sizes", "image_ids")
+DISTINCT = ("pixel_values", "image_features", "image_sizes", "image_ids")
 """Inputs about the distinct images of a batch, however many rows show them."""
 PICTURES = (*DISTINCT, "image_starts")
 """Inputs about images."""
@@ -150,6 +150,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         pixel_values: Pixels | Sequence[Pixels] | None = None,
+        image_features: Mapping[str, Features] | None = None,
         image_sizes: Tensor | None = None,
         image_ids: Tensor | None = None,
         image_starts: Tensor | None = None,
@@ -170,6 +171,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: [B, T] aligned with `input_ids`, -100 where there is none.
             pixel_values: [C, 3, h, w] crops of the batch's distinct images (several encoders: a dict by key); or
                 several of these, one behind the other.
+            image_features: by encoder key, what the encoders make of those crops, in place of `pixel_values`.
             image_sizes: [U, 2] width and height of the distinct images.
             image_ids: [U] a name of each, a number.
             image_starts: [B, S] the name of the image whose text form starts there, 0 elsewhere; S <= T.
@@ -188,13 +190,14 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.new_tokens.embed(input_ids, self.get_input_embeddings())
-        if pixel_values is not None:
+        if pixel_values is not None or image_features is not None:
             if input_ids is None or image_sizes is None or image_ids is None or image_starts is None:
                 raise DataError(
-                    "pixel_values need input_ids, image_sizes, image_ids and image_starts beside them: the processor "
+                    "images need input_ids, image_sizes, image_ids and image_starts beside them: the processor "
                     "of the model's folder makes all of them"
                 )
-            visual = self.see(VisualInput(self._pixels(pixel_values), layouts_of(image_sizes, self.config)))
+            pixels = {} if pixel_values is None else self._pixels(pixel_values)
+            visual = self.see(VisualInput(pixels, layouts_of(image_sizes, self.config), image_features))
             placement = place_padded(
                 input_ids, image_ids, image_starts, visual, self.config.image_token_id, self.fusion.config.reads
             ).to(inputs_embeds.device)
@@ -319,7 +322,7 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kwargs.pop("fusion_context", None)
             before = kwargs.get("cache", kwargs.get("past_key_values"))
             seen = 0 if before is None else int(before.get_seq_length())
-            if seen and (kwargs.get("pixel_values") is not None or self.fusion.config.uses_context):
+            if seen and (any(kwargs.get(name) is not None for name in PICTURES) or self.fusion.config.uses_context):
                 raise DataError(
                     f"the cache that generate was given holds {seen} tokens, and nothing of their images: give the "
                     f"whole conversation with its images and without a cache"

@@ -1,4 +1,4 @@
-"""The feature cache: each image is encoded once, before training, and no step runs an encoder.
+"""The feature cache: each image is encoded once, before training, and no step and no judging runs an encoder.
 
 The folder of the cache has a folder for each encoder with its weights and its view (`fingerprint`). One run at a time
 writes: it holds the cache's lock. A run that trains holds a shared lock on its encoders' folders, and only folders that
@@ -29,15 +29,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from beni.config import Part, RunConfig
-from beni.data.batch import Pictures, dummy_document
-from beni.data.document import DocumentImage
+from beni.data.batch import Pictures
 from beni.data.features import DRAFT, FeatureStore, divided, features_bytes, write
-from beni.data.loader import Rows, loader, worker_deaths_told
+from beni.data.loader import loader, worker_deaths_told
 from beni.errors import ConfigError, ImageError, NotWritten
 from beni.model.build import Built
 from beni.model.config import spec_to_dict
 from beni.processes import Processes
 from beni.training.freeze import FreezeRow
+from beni.training.shown import Place, Shown
 from beni.types import EncoderSpec
 
 FORMAT = 1
@@ -80,7 +80,7 @@ def check(config: RunConfig, table: Sequence[FreezeRow], streams: bool) -> None:
         raise ConfigError(f"--feature-cache: {why}")
 
 
-def fill(config: RunConfig, built: Built, rows: Rows, procs: Processes) -> Cached:
+def fill(config: RunConfig, built: Built, shown: Shown, procs: Processes) -> Cached:
     """Encode the images of a run that the cache does not have.
 
     The first process does, and the others wait. The encoders compute in the run's precision.
@@ -88,7 +88,7 @@ def fill(config: RunConfig, built: Built, rows: Rows, procs: Processes) -> Cache
     Args:
         config: the run's; `check` has passed.
         built: of the first process whole.
-        rows: whose images are needed.
+        shown: the images that are needed.
         procs: every one of them calls this.
 
     Raises:
@@ -99,7 +99,7 @@ def fill(config: RunConfig, built: Built, rows: Rows, procs: Processes) -> Cache
     folder, told = Path(config.run.feature_cache).expanduser(), None
     if procs.is_main:
         try:
-            told = _filled(folder, config, built, rows, procs)
+            told = _filled(folder, config, built, shown, procs)
         except (OSError, SafetensorError) as error:
             why = getattr(error, "strerror", None) or error
             raise NotWritten(f"features cannot be kept in {folder}: {why}") from error
@@ -112,7 +112,7 @@ def fill(config: RunConfig, built: Built, rows: Rows, procs: Processes) -> Cache
 
 
 def _filled(
-    folder: Path, config: RunConfig, built: Built, rows: Rows, procs: Processes
+    folder: Path, config: RunConfig, built: Built, shown: Shown, procs: Processes
 ) -> tuple[FeatureStore, dict[str, str], int, int]:
     """The store, held; its folders' names; how many images a run needs, and how many of them this one has encoded."""
     specs, encoders = built.composer.encoders, built.model.encoders
@@ -122,14 +122,14 @@ def _filled(
     }
     with _locked(folder):
         store = _held(folder, names)
-        images, missing = _missing(rows, store, procs.dtype)
+        images, missing = _missing(shown, store, procs.dtype)
         if missing:
             for own in store.folders.values():
                 for draft in own.rglob(f"*{DRAFT}"):  # of somebody who was killed: there is one writer at a time
                     draft.unlink()
             make_room(folder, sum(each.room for each in missing), config.run.feature_cache_gb * 1e9)
             computing = {key: lowered(encoder, procs) for key, encoder in encoders.items()}
-            loaded = _Loaded(missing, rows, store, config.batch.row_crops)
+            loaded = _Loaded(missing, shown, store, config.batch.row_crops)
             unread = _encode(loaded, computing, procs, config.data.workers)
             if unread:
                 print(f"{unread} of {images} images could not be read, and have no features", file=sys.stderr)
@@ -239,30 +239,10 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-class _Place(NamedTuple):
-    """Where an image is."""
-
-    source: int
-    """-1: the image that stands in rows without any."""
-    sample: int
-    image: int
-
-    def find(self, rows: Rows) -> DocumentImage:
-        """The image, and how it is cut.
-
-        Raises:
-            ImageError: its size cannot be read.
-        """
-        if self.source < 0:
-            return dummy_document(rows.composer).images[0]
-        ref = rows.sources[self.source][self.sample].images[self.image]
-        return DocumentImage(ref, 0, rows.composer.layout(ref), ())
-
-
 class _Lacking(NamedTuple):
     """An image without features of some encoders: small, for there may be millions."""
 
-    place: _Place
+    place: Place
     keys: tuple[str, ...]
     """Of those encoders."""
     crops: int
@@ -271,32 +251,23 @@ class _Lacking(NamedTuple):
     """Bytes that the features will take."""
 
 
-def _missing(rows: Rows, store: FeatureStore, dtype: torch.dtype) -> tuple[int, list[_Lacking]]:
-    """How many different images some rows show, the blank one too, and what is missing of their features."""
+def _missing(shown: Shown, store: FeatureStore, dtype: torch.dtype) -> tuple[int, list[_Lacking]]:
+    """How many different images there are, and what is missing of their features."""
     seen: set[bytes] = set()
     lacking: list[_Lacking] = []
-    for place, key in _shown(rows):
+    for place, key in shown:
         digest = hashlib.blake2b(key if isinstance(key, bytes) else key.encode(), digest_size=16).digest()
         if digest in seen:
             continue
         seen.add(digest)
-        with suppress(ImageError):  # who trains on it will be told
-            image = place.find(rows)
+        with suppress(ImageError):  # who asks for it will be told
+            image = shown.find(place)
             keys = tuple(name for name, file in store.files(image).items() if not file.is_file())
             if keys:
                 crops = max(len(image.layout.crops[name]) for name in keys)
-                room = sum(features_bytes(image, name, rows.composer.encoders[name], dtype) for name in keys)
+                room = sum(features_bytes(image, name, shown.composer.encoders[name], dtype) for name in keys)
                 lacking.append(_Lacking(place, keys, crops, room))
     return len(seen), lacking
-
-
-def _shown(rows: Rows) -> Iterator[tuple[_Place, str | bytes]]:
-    """Every image that rows may show, and its key; one may come again."""
-    yield _Place(-1, 0, 0), dummy_document(rows.composer).images[0].ref.key
-    for number, (source, lengths) in enumerate(zip(rows.sources, rows.plan.lengths, strict=True)):
-        for sample in lengths.usable.tolist():
-            for image, ref in enumerate(source[sample].images):
-                yield _Place(number, sample, image), ref.key
 
 
 class _Made(NamedTuple):
@@ -312,8 +283,8 @@ class _Made(NamedTuple):
 class _Loaded:
     """Encoder inputs of images without features, as many crops at a time as a row has at most."""
 
-    def __init__(self, lacking: Sequence[_Lacking], rows: Rows, store: FeatureStore, most_crops: int) -> None:
-        self.rows, self.store = rows, store
+    def __init__(self, lacking: Sequence[_Lacking], shown: Shown, store: FeatureStore, most_crops: int) -> None:
+        self.shown, self.store = shown, store
         self.groups: list[list[_Lacking]] = []
         crops = most_crops
         for each in lacking:
@@ -327,10 +298,10 @@ class _Loaded:
         return len(self.groups)
 
     def __getitem__(self, index: int) -> _Made:
-        pictures, read = Pictures(self.rows.composer), []
+        pictures, read = Pictures(self.shown.composer), []
         for each in self.groups[index]:
-            with suppress(ImageError):  # who trains on it will be told
-                image = each.place.find(self.rows)
+            with suppress(ImageError):  # who asks for it will be told
+                image = self.shown.find(each.place)
                 pictures.load(image)
                 read.append((each, image, self.store.files(image)))
         pixels, files, crops = {}, {}, {}

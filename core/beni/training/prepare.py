@@ -7,6 +7,7 @@ from pathlib import Path
 from beni.config import DataConfig, RunConfig
 from beni.data.blocks import Blocks
 from beni.data.document import Composer
+from beni.data.features import FeatureStore
 from beni.data.loader import Feed, Rows
 from beni.data.plan import Lengths, Plan, shares
 from beni.data.spec import judged, parse, training, validation
@@ -25,6 +26,7 @@ from beni.training.budget import steps_of
 from beni.training.loading import load_once
 from beni.training.outputs import open_folder
 from beni.training.quantize import Quantized, check, quantize
+from beni.training.shown import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,11 @@ class Run:
     table: list[freeze.FreezeRow]
     total: int
     """Optimizer steps of the whole run."""
+
+    @property
+    def features(self) -> FeatureStore | None:
+        """What has the features of all images, if encoders are not to run."""
+        return None if self.cached is None else self.cached.store
 
 
 def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> Run:
@@ -79,7 +86,7 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
     folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
     cached = None
     if config.run.feature_cache and not config.run.dry_run:
-        cached = features.fill(config, built, rows, procs)
+        cached = features.fill(config, built, Shown.of(config.data, rows), procs)
         feed.features = cached.store
     return Run(config, procs, folder, built, rows, feed, cached, quantized, adapters, table, total)
 
@@ -154,7 +161,7 @@ def _feed(
 def held_out(run: Run) -> HeldOut | None:
     """The validation splits, or None if no source has one."""
     sources = validation(run.config.data.data)
-    return HeldOut.of(sources, run.built.composer, run.config.batch) if sources else None
+    return HeldOut.of(sources, run.built.composer, run.config.batch, run.features) if sources else None
 
 
 def _texts(sources: Sequence[Sequence[Sample] | Stream], quotas: Sequence[int]) -> Iterator[str]:

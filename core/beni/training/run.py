@@ -220,7 +220,7 @@ def _validated(folder: Path, step: int) -> dict[str, float]:
 
 def _judge(run: Run) -> Judged:
     """Answer the evaluation data with the images and without."""
-    data, built, procs = run.config.data, run.built, run.processes
+    data, built, procs, features = run.config.data, run.built, run.processes, run.features
     chosen = chosen_for_judging(data.eval_data, data.data)
     items = {name: subset(samples, data.eval_limit) for name, samples in chosen.items()}
     everything = [sample for samples in items.values() for sample in samples]
@@ -233,8 +233,8 @@ def _judge(run: Run) -> Judged:
     evaluations: dict[str, Any] = {}
     for name, samples in items.items():
         arguments = (built.model, built.composer, samples, procs, data.eval_batch, data.max_new_tokens)
-        seen = judge(*arguments, label=f"judging {name}")
-        unseen = judge(*arguments, blind=True, label=f"judging {name} blind")
+        seen = judge(*arguments, label=f"judging {name}", features=features)
+        unseen = judge(*arguments, blind=True, label=f"judging {name} blind", features=features)
         unseen = [
             replace(u, prediction="", score=0.0, error=s.error) if s.error else u
             for s, u in zip(seen, unseen, strict=True)
@@ -243,7 +243,8 @@ def _judge(run: Run) -> Judged:
         seeing += seen
         blind += unseen
     figures |= headline(summary(seeing), summary(blind))
-    figures["eval_loss"] = HeldOut.of([everything], built.composer, run.config.batch).loss(built.model, procs)
+    held_out = HeldOut.of([everything], built.composer, run.config.batch, features)
+    figures["eval_loss"] = held_out.loss(built.model, procs)
     return Judged(items, seeing, blind, figures | {"evaluations": evaluations})
 
 
