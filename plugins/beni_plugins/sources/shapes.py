@@ -7,6 +7,7 @@ so they measure whether a model combines what it knows. Everything is made from 
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from typing import Any, ClassVar, NamedTuple
 
@@ -104,22 +105,26 @@ class Shapes(Source):
     eval_splits: ClassVar[tuple[str, ...]] = ("test", "unseen")
 
     def split(self, name: str) -> Sequence[Sample] | None:
-        if name not in SPLITS:
-            return None
-        share, most = {"train": (1, inf), "val": (0.1, 500), "test": (0.2, 1000), "unseen": (0.2, 1000)}[name]
-        samples = []
-        for number in range(max(1, int(min(most, share * self.config.images)))):
-            items, rng = scene(self.config, name, number)
-            image = ImageRef(data=_draw(rng, items, self.config.size), size=Size(self.config.size, self.config.size))
-            about = [i for i in items if (i.colour, i.shape) in UNSEEN] if name == "unseen" else items
-            for kind, ask in QUESTIONS.items():
-                asked = dict.fromkeys(ask(rng, items, about) for _ in range(self.config.questions))
-                samples += [
-                    vqa_sample(f"{name}-{number}-{kind}-{n}", image, *pair, {"type": kind})
-                    for n, pair in enumerate(asked)
-                    if pair is not None
-                ]
-        return samples
+        return _split(self.config, name) if name in SPLITS else None
+
+
+@lru_cache(maxsize=len(SPLITS))
+def _split(config: ShapesConfig, name: str) -> tuple[Sample, ...]:
+    """A run asks for a split more than once, and drawing takes longer than anything else that it does with the data."""
+    share, most = {"train": (1, inf), "val": (0.1, 500), "test": (0.2, 1000), "unseen": (0.2, 1000)}[name]
+    samples = []
+    for number in range(max(1, int(min(most, share * config.images)))):
+        items, rng = scene(config, name, number)
+        image = ImageRef(data=_draw(rng, items, config.size), size=Size(config.size, config.size))
+        about = [i for i in items if (i.colour, i.shape) in UNSEEN] if name == "unseen" else items
+        for kind, ask in QUESTIONS.items():
+            asked = dict.fromkeys(ask(rng, items, about) for _ in range(config.questions))
+            samples += [
+                vqa_sample(f"{name}-{number}-{kind}-{n}", image, *pair, {"type": kind})
+                for n, pair in enumerate(asked)
+                if pair is not None
+            ]
+    return tuple(samples)
 
 
 # --------------------------------------------------------------------------------------------------------------- scenes

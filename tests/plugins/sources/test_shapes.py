@@ -20,6 +20,7 @@ from beni_plugins.sources.shapes import (
     Item,
     Shapes,
     ShapesConfig,
+    _split,
     scene,
 )
 
@@ -261,6 +262,7 @@ def test_objects_do_not_touch(scenes: dict[str, list[list[Item]]]) -> None:
 
 def test_the_seed_makes_the_data() -> None:
     def made(seed: int, split: str = "test") -> list[tuple[str, str, bytes]]:
+        _split.cache_clear()
         samples = Shapes(ShapesConfig(images=20, seed=seed)).split(split) or []
         return [(s.question, s.answer, s.images[0].data) for s in samples]
 
