@@ -1,13 +1,15 @@
 """Standings: order, differences, the front."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from beni.errors import DataError
 from beni.eval.figure import ACCURACY, CIDER
-from beni.sweep.standings import MOST_COMPARED, Ran, pareto, stand
+from beni.sweep.standings import MOST_COMPARED, Ran, pareto, read_run, stand
 from tests.sweep.runs import answered, captioned, cell, ran
 
 ITEMS = 400
@@ -84,9 +86,21 @@ def test_costs_are_medians_and_tags_means() -> None:
     [row] = stand([(cell(), 1.0, [*runs, continued])]).rows
     assert row.cost("samples_per_s") == 90, "of runs that were measured as a whole"
     assert stand([(cell(), 1.0, [continued])]).rows[0].cost("samples_per_s") == 0
+    unnoted = replace(continued, result={k: v for k, v in continued.result.items() if k != "measured_steps"})
+    assert stand([(cell(), 1.0, [*runs, unnoted])]).rows[0].cost("samples_per_s") == 90, "as if it were continued"
     [row] = stand([(cell(), 1.0, runs)]).rows
     assert row.cost("samples_per_s") == 90 and row.cost("energy_per_sample_j") is None
     assert row.by_tag() == {"type=even": 1.0, "type=odd": pytest.approx(2 / 3)}
+
+
+def test_a_result_that_says_too_little_is_told_with_its_file(tmp_path: Path) -> None:
+    result = {name: value for name, value in ran(right(3)).result.items() if name != "parameters"}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(DataError, match=r"result\.json lacks parameters.*delete .*trains that run again"):
+        read_run(tmp_path, 0)
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(DataError, match=r"result\.json is damaged"):
+        read_run(tmp_path, 0)
 
 
 @pytest.mark.parametrize(

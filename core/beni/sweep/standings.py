@@ -21,6 +21,8 @@ from beni.sweep.cells import Cell
 
 MOST_COMPARED = 12
 """Cells of which every two are compared."""
+NEEDED = ("steps", "parameters")
+"""What no result may lack; figures may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ class Standing:
     def cost(self, figure: str) -> float | None:
         """A figure of the result: the median over seeds, since other work on a machine disturbs some of them.
 
-        Of runs that were continued only a part was measured: they count only if all were.
+        Of runs that were continued only a part was measured, and of some nobody noted how much: they count only if all
+        are such.
         """
         return _median(self.runs, figure)
 
@@ -121,8 +124,22 @@ class Standings:
 
 
 def read_run(folder: Path, seed: int) -> Ran:
-    """A run from its folder, which has a result."""
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    """A run from its folder, which has a result.
+
+    Raises:
+        DataError: the result is damaged, or another version of beni wrote it, which did not note what is needed.
+    """
+    file = folder / "result.json"
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        lacking = [name for name in NEEDED if name not in result]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{file} is damaged: delete {folder}, and the same command trains that run again") from error
+    if lacking:
+        raise DataError(
+            f"{file} lacks {', '.join(lacking)}, as if another version of beni had written it: delete {folder}, and "
+            f"the same command trains that run again"
+        )
     return Ran(seed, folder, result, read_answers(folder / "predictions.jsonl"))
 
 
@@ -254,6 +271,6 @@ def _mean(runs: Sequence[Ran], figure: str) -> float | None:
 
 
 def _median(runs: Sequence[Ran], figure: str) -> float | None:
-    whole = [run for run in runs if run.result["measured_steps"] == run.result["steps"]]
+    whole = [run for run in runs if run.result.get("measured_steps") == run.result["steps"]]
     known = [run.result[figure] for run in whole or runs if run.result.get(figure) is not None]
     return median(known) if known else None
