@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def made(folder: Path) -> Standings:
 def test_a_page_of_everything(tmp_path: Path) -> None:
     write_leaderboard(tmp_path, made(tmp_path), PROGRESS)
     page = (tmp_path / "leaderboard.html").read_text()
-    assert "perceiver × rows 2 leads" in page and 'href="runs/p/seed-1/report.html"' in page
+    assert "perceiver × rows 2 is first<" in page and 'href="runs/p/seed-1/report.html"' in page
     assert "3 of 5 runs have ended, 2 at a time; 2 without a result" in page
     assert page.count('<article class="panel card">') == EXAMPLES + 3, "three that the second answers better"
     assert "data:image/png;base64," in page and "type=even" in page and "Quality against cost" in page
@@ -59,15 +60,75 @@ def test_a_page_of_everything(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["leaderboard.csv", "leaderboard.html", "leaderboard.md"]
 
 
-def test_the_headline_says_whom_the_first_is_not_clearly_ahead_of(tmp_path: Path) -> None:
-    good, alike, bad = np.arange(400) % 4 > 0, np.arange(400) % 4 < 3, np.arange(400) % 4 < 1
-    cells = {"mlp": good, "concat": alike, "perceiver": bad}
-    runs = [(cell(name), 1e-3, [ran(right, folder=tmp_path / "runs" / name)]) for name, right in cells.items()]
-    write_leaderboard(tmp_path, stand(runs), PROGRESS)
+def compared(folder: Path, seeds: dict[str, int]) -> str:
+    """The page of two that are alike, and of one that is clearly worse, each with so many seeds."""
+    reached = {
+        "mlp": np.arange(400) % 4 > 0,
+        "concat": (np.arange(400) % 4 < 3) & (np.arange(400) > 3),
+        "perceiver": np.arange(400) % 4 < 1,
+    }
+    runs = [
+        (cell(name), 1e-3, [ran(reached[name], seed=n, folder=folder / f"runs/{name}/{n}") for n in range(count)])
+        for name, count in seeds.items()
+    ]
+    write_leaderboard(folder, stand(runs), PROGRESS)
+    return (folder / "leaderboard.html").read_text()
+
+
+def bold(page: str) -> list[str]:
+    """What rows of the leaderboard are bold, and what cells of the kinds."""
+    return re.findall(r'<tr class="leading">.*?<td class="name">(\w+)', page, re.S) + re.findall(
+        r'<td class="n leading">([\d.]+)', page
+    )
+
+
+def test_bold_is_the_first_and_what_is_not_clearly_behind_it(tmp_path: Path) -> None:
+    page = compared(tmp_path, {"mlp": 3, "concat": 3, "perceiver": 3})
+    assert "mlp leads" in page and "not clearly ahead of concat:" in page, "and the perceiver is not named"
+    assert bold(page) == ["mlp", "concat", "99.0", "100.0"], "of even items the one, of odd ones the other"
+    assert "Fewer than" not in page
+    page = compared(tmp_path, {"mlp": 3, "perceiver": 3})
+    assert "mlp leads" in page and "not clearly ahead" not in page
+    page = compared(tmp_path, {"mlp": 3, "concat": 3})
+    assert "mlp is first<" in page and bold(page) == ["99.0", "100.0"], "of all items nobody is behind"
+
+
+def test_without_three_seeds_nothing_is_bold_and_the_page_says_why_once(tmp_path: Path) -> None:
+    page = compared(tmp_path, {"mlp": 2, "concat": 1, "perceiver": 2})
+    assert "mlp is first<" in page and not bold(page) and 'class="n clear"' not in page
+    assert "not clearly ahead" not in page and page.count("Fewer than 3 seeds: intervals cannot tell") == 1
+    assert (tmp_path / "leaderboard.md").read_text().count("Fewer than 3 seeds: ") == 1
+    page = compared(tmp_path, {"mlp": 3, "concat": 2, "perceiver": 3})
+    assert "mlp leads" in page and "Fewer than 3 seeds of concat: " in page and "ahead of concat" not in page
+    assert bold(page)[0] == "mlp" and "concat" not in bold(page)
+
+
+def test_kinds_have_their_number_of_items_and_what_is_reached_blind(tmp_path: Path) -> None:
+    run = ran(np.arange(2005) % 4 > 0, folder=tmp_path / "runs/a")
+    guessed = [replace(answer, blind_score=float(n % 8 == 0)) for n, answer in enumerate(run.answers)]
+    write_leaderboard(tmp_path, stand([(cell(), 1.0, [replace(run, answers=guessed)])]), PROGRESS)
     page = (tmp_path / "leaderboard.html").read_text()
-    assert "not clearly ahead of concat:" in page, "and the perceiver is not named"
-    write_leaderboard(tmp_path, stand(runs[::2]), PROGRESS)
-    assert "not clearly ahead" not in (tmp_path / "leaderboard.html").read_text()
+    assert 'type=even<small>1,003 items</small></td><td class="n">50.0 %<small>blind 25.0</small>' in page
+    assert 'type=odd<small>1,002 items</small></td><td class="n">100.0 %<small>blind 0.0</small>' in page
+
+
+def test_rows_with_captions_alone_are_not_ranked_with_the_rest(tmp_path: Path) -> None:
+    rows = [
+        (cell("mlp"), 1.0, [ran([], folder=tmp_path / "runs/a")]),
+        (cell("concat"), 1.0, [captioned([0.5] * 8, folder=tmp_path / "runs/b")]),
+        (cell("sva"), 1.0, [captioned([3.0] * 8, folder=tmp_path / "runs/c")]),
+        (cell("perceiver"), 1.0, [ran([True] * 8, folder=tmp_path / "runs/d")]),
+    ]
+    standings = stand(rows)
+    assert [row.cell.name for row in standings.rows] == ["perceiver", "sva", "concat", "mlp"], "by their own figure"
+    write_leaderboard(tmp_path, standings, PROGRESS)
+    told = "Not ranked, for lack of accuracy: sva (CIDEr-D), concat (CIDEr-D), mlp (nothing was judged)."
+    page, text = (tmp_path / "leaderboard.html").read_text(), (tmp_path / "leaderboard.md").read_text()
+    assert told in page and told in text and page.count('<span class="place">–</span>') == 3
+    assert "| – | sva | – |" in text and "| 1* | perceiver |" in text
+    assert [row["place"] for row in csv.DictReader(io.StringIO(table(standings)))] == ["1", "", "", ""]
+    write_leaderboard(tmp_path, stand([rows[0]] * 2), PROGRESS)
+    assert "mlp was not judged" in (tmp_path / "leaderboard.html").read_text()
 
 
 def test_who_is_not_shown_to_look_is_named_everywhere(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from beni.errors import DataError
 from beni.eval.figure import ACCURACY, CIDER
+from beni.sweep.kinds import by_kind
 from beni.sweep.standings import MOST_COMPARED, Ran, pareto, read_run, stand
 from tests.sweep.runs import answered, captioned, cell, ran
 
@@ -22,13 +23,13 @@ def right(count: int) -> np.ndarray:
 def test_the_most_accurate_leads_and_others_are_behind_it() -> None:
     standings = stand(
         [
-            (cell("mlp"), 1e-3, [ran(right(200), flops=1e6)]),
-            (cell("perceiver"), 1e-4, [ran(right(300), flops=3e6), ran(right(340), flops=3e6, seed=1)]),
+            (cell("mlp"), 1e-3, [ran(right(200), flops=1e6, seed=n) for n in range(3)]),
+            (cell("perceiver"), 1e-4, [ran(right(300 + 20 * n), flops=3e6, seed=n) for n in range(3)]),
             (cell("sva"), 1e-4, [ran(right(200), flops=2e6)]),
         ]
     )
     first, second, third = standings.rows
-    assert first.cell.name == "perceiver" and first.lr == 1e-4 and standings.seeds == 2
+    assert first.cell.name == "perceiver" and first.lr == 1e-4 and standings.seeds == 3
     assert first.quality == pytest.approx(0.8) and first.interval[0] < 0.75 < 0.85 < first.interval[1]
     assert (first.behind, first.behind_interval) == (0.0, (0.0, 0.0))
     assert second.behind == pytest.approx(0.3) and 0.1 < second.behind_interval[0] < 0.3
@@ -37,6 +38,8 @@ def test_the_most_accurate_leads_and_others_are_behind_it() -> None:
     one, other = standings.differences[0, 1], standings.differences[1, 0]
     assert one.more == -other.more and one.interval == pytest.approx((-other.interval[1], -other.interval[0]))
     assert one.clear and not standings.differences[1, 2].clear
+    assert not standings.differences[0, 2].clear, "one seed is not enough to say so"
+    assert [row.leading for row in standings.rows] == [True, False, False]
 
 
 def blinded(run: Ran, scores: np.ndarray) -> Ran:
@@ -90,7 +93,10 @@ def test_costs_are_medians_and_tags_means() -> None:
     assert stand([(cell(), 1.0, [*runs, unnoted])]).rows[0].cost("samples_per_s") == 90, "as if it were continued"
     [row] = stand([(cell(), 1.0, runs)]).rows
     assert row.cost("samples_per_s") == 90 and row.cost("energy_per_sample_j") is None
-    assert row.by_tag() == {"type=even": 1.0, "type=odd": pytest.approx(2 / 3)}
+    assert {kind.tag: [each and each.quality for each in kind.reached] for kind in by_kind([row])} == {
+        "type=even": [1.0],
+        "type=odd": [pytest.approx(2 / 3)],
+    }
 
 
 def test_a_result_that_says_too_little_is_told_with_its_file(tmp_path: Path) -> None:
@@ -135,5 +141,5 @@ def test_beside_answers_that_are_right_or_wrong_captions_do_not_count() -> None:
     both = replace(plain, answers=[*plain.answers, *captions.answers], result={**captions.result, **plain.result})
     alone, mixed = (stand([(cell(), 1.0, [run])]) for run in (plain, both))
     assert mixed.figure is ACCURACY and mixed.rows[0].quality == alone.rows[0].quality
-    assert mixed.rows[0].interval == alone.rows[0].interval and mixed.rows[0].by_tag() == alone.rows[0].by_tag()
+    assert mixed.rows[0].interval == alone.rows[0].interval and by_kind(mixed.rows) == by_kind(alone.rows)
     assert mixed.rows[0].mean("cider") == 5.0

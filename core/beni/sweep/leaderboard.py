@@ -20,12 +20,11 @@ from beni.report.pictures import Picture, drawn
 from beni.report.render import write_page
 from beni.report.scatter import Spot, make_scatter
 from beni.sample import Sample
-from beni.sweep.standings import Standing, Standings
+from beni.sweep.kinds import by_kind
+from beni.sweep.standings import LEAST_SEEDS, Standing, Standings
 
 EXAMPLES = 6
 """Items shown that one of two combinations answers better, and as many for the other."""
-MOST_TAGS = 40
-"""Kinds of items shown, the most frequent ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +111,11 @@ def write_leaderboard(folder: Path, standings: Standings, progress: Progress) ->
         draft.write_text(text, encoding="utf-8")
         draft.replace(folder / name)
     rows = standings.rows
-    by_tag = [row.by_tag() for row in rows]
-    tags = list(dict.fromkeys(tag for tags in by_tag for tag in tags))[:MOST_TAGS]
     values = {
         "rows": rows,
+        "ranked": standings.ranked,
+        "unranked": unranked(standings),
+        "few_seeds": few_seeds(standings),
         "figure": standings.figure,
         "columns": quality_columns(standings.figure),
         "beside": columns_beside(standings),
@@ -125,17 +125,46 @@ def write_leaderboard(folder: Path, standings: Standings, progress: Progress) ->
         "links": [[(run.seed, run.folder.relative_to(folder).as_posix()) for run in row.runs] for row in rows],
         "scatter": make_scatter(_spots(rows), standings.figure),
         "as_good": [
-            rows[n].cell.name for (one, n), found in standings.differences.items() if one == 0 and not found.clear
+            rows[n].cell.name
+            for (one, n), found in standings.differences.items()
+            if one == 0 and found.carried and not found.clear
         ],
         "unseeing": [row.cell.name for row in rows if not row.looks],
         "compared": sorted({one for one, _ in standings.differences}),
         "differences": standings.differences,
-        "tags": [(tag, [tags.get(tag) for tags in by_tag]) for tag in tags],
+        "kinds": by_kind(standings.ranked),
         "pair": rows[:2] if (0, 1) in standings.differences else (),
         "examples": _examples(rows[0], rows[1], standings.figure) if (0, 1) in standings.differences else (),
         "seeds": standings.seeds,
     }
     write_page(folder / "leaderboard.html", "leaderboard.html.jinja", values)
+
+
+def few_seeds(standings: Standings) -> str:
+    """A line that says where intervals cannot tell what other seeds would have given; empty if they all can."""
+    few = [row.cell.name for row in standings.ranked if len(row.runs) < LEAST_SEEDS]
+    if not few:
+        return ""
+    whose, here = ("", "here") if len(few) == len(standings.ranked) else (f" of {', '.join(few)}", "there")
+    return (
+        f"Fewer than {LEAST_SEEDS} seeds{whose}: intervals cannot tell what others would have given, so no difference "
+        f"{here} is called clear."
+    )
+
+
+def unranked(standings: Standings) -> str:
+    """A line that says which rows are not ranked with the rest, and why; empty if there are none."""
+    told = []
+    for row in standings.rows:
+        if row.quality is None:
+            others = [each.title for each in FIGURES if row.mean(each.name) is not None]
+            told.append(f"{row.cell.name} ({' and '.join(others) or 'nothing was judged'})")
+    return f"Not ranked, for lack of {standings.figure.title}: {', '.join(told)}." if told else ""
+
+
+def _place(place: int, row: Standing, missing: str = "") -> str:
+    """Rows are numbered from 1 on, as far as they are ranked."""
+    return str(place) if row.quality is not None else missing
 
 
 def markdown(standings: Standings, progress: Progress) -> str:
@@ -152,9 +181,10 @@ def markdown(standings: Standings, progress: Progress) -> str:
     for place, row in enumerate(standings.rows, start=1):
         cells = [column(row) for column in quality_columns(figure).values()]
         cells += [hundredfold(row.mean(name)) for name in beside] + [column(row) for column in costs]
-        lines.append(
-            f"| {place}{'*' if row.front else ''} | " + " | ".join(map(_escaped, [row.cell.name, *cells])) + " |"
-        )
+        mark = _place(place, row, MISSING) + "*" * row.front
+        lines.append(f"| {mark} | " + " | ".join(map(_escaped, [row.cell.name, *cells])) + " |")
+    for told in filter(None, (few_seeds(standings), unranked(standings))):
+        lines += ["", told]
     lines += ["", f"{progress.ended} of {progress.runs} runs, {progress.jobs} at a time. `{progress.command}`", ""]
     lines += [
         "\\* on the front: nothing here is as good for as few operations. Intervals (95 %) are over seeds and "
@@ -200,7 +230,7 @@ def table(standings: Standings) -> str:
     for place, row in enumerate(standings.rows, start=1):
         writer.writerow(
             [
-                *(place, row.cell.name, *(row.cell.varied.get(option, "") for option in options)),
+                *(_place(place, row), row.cell.name, *(row.cell.varied.get(option, "") for option in options)),
                 *(row.quality, *(row.interval or ("", "")), row.behind, *(row.behind_interval or ("", "")), row.blind),
                 *((row.added.more, *row.added.interval) if row.added else ("", "", "")),
                 *(row.mean(name) for name in beside),

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from beni.errors import DataError
 from beni.eval.answers import Answer, read_answers
-from beni.eval.figure import ACCURACY, Figure, leading
+from beni.eval.figure import ACCURACY, FIGURES, Figure, leading
 from beni.eval.interval import numbered
 from beni.eval.metrics import figure_of
 from beni.sweep.bootstrap import draws, interval
@@ -23,6 +23,8 @@ MOST_COMPARED = 12
 """Cells of which every two are compared."""
 NEEDED = ("steps", "parameters")
 """What no result may lack; figures may."""
+LEAST_SEEDS = 3
+"""With fewer, drawing seeds again says next to nothing of other seeds, and no difference is called clear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,19 @@ class Difference:
     more: float
     """By how much the first reaches more."""
     interval: tuple[float, float]
+    seeds: int
+    """Of the one that has fewer."""
+
+    @property
+    def carried(self) -> bool:
+        """Whether there are seeds enough for an interval over seeds."""
+        return self.seeds >= LEAST_SEEDS
 
     @property
     def clear(self) -> bool:
-        """Whether the interval is all on one side of zero."""
+        """Whether the interval is one over seeds, and all on one side of zero."""
         low, high = self.interval
-        return low > 0 or high < 0
+        return self.carried and (low > 0 or high < 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +79,13 @@ class Standing:
     behind_interval: tuple[float, float] | None
     front: bool
     """Whether no other cell is at least as good and at least as cheap, and better in one of them."""
+    leading: bool
+    """Whether it is the first, or not clearly behind it, where others clearly are."""
 
     @property
     def looks(self) -> bool:
-        """Whether it is clearly better with pictures than without; so is all that has none to look at."""
-        return self.added is None or (self.added.clear and self.added.more > 0)
+        """Whether what was trained is clearly better with pictures than without; so is all that has none to look at."""
+        return self.added is None or self.added.interval[0] > 0
 
     def mean(self, figure: str) -> float | None:
         """A figure of the result: the mean over seeds."""
@@ -96,20 +107,10 @@ class Standing:
     def trained(self) -> int:
         return self.runs[0].result["parameters"]["trainable"]
 
-    def by_tag(self) -> dict[str, float]:
-        """Mean score for each value of each tag, such as `type=counting`, the most frequent ones first."""
-        scores: dict[str, list[float]] = defaultdict(list)
-        for run in self.runs:
-            for answer in run.answers:
-                for name, value in answer.tags.items():
-                    scores[f"{name}={value}"].append(answer.score)
-        frequent = sorted(scores, key=lambda tag: (-len(scores[tag]), tag))
-        return {tag: fmean(scores[tag]) for tag in frequent}
-
 
 @dataclass(frozen=True, slots=True)
 class Standings:
-    """All cells that have a run, the best first."""
+    """All cells that have a run, the best first; behind them those that lack the figure, by what else they have."""
 
     rows: Sequence[Standing]
     differences: Mapping[tuple[int, int], Difference]
@@ -121,6 +122,11 @@ class Standings:
     def seeds(self) -> int:
         """Most seeds of a cell."""
         return max((len(row.runs) for row in self.rows), default=0)
+
+    @property
+    def ranked(self) -> Sequence[Standing]:
+        """Rows that have the figure."""
+        return [row for row in self.rows if row.quality is not None]
 
 
 def read_run(folder: Path, seed: int) -> Ran:
@@ -156,12 +162,14 @@ def stand(found: Sequence[tuple[Cell, float, Sequence[Ran]]]) -> Standings:
     found = [(cell, lr, [_only(figure, run) for run in runs]) for cell, lr, runs in found]
     drawn = _draws([runs for _, _, runs in found])
     means = [_mean(runs, figure.name) for _, _, runs in found]
-    order = sorted(range(len(found)), key=lambda n: (means[n] is None, -(means[n] or 0.0)))
+    order = sorted(range(len(found)), key=lambda n: _best_first(found[n][2], figure))
+    behinds = [_difference(drawn, means, order[0], n) for n in order]
+    leaders = not_clearly_behind(behinds)
     front = pareto([(means[n], _median(found[n][2], "flops_per_sample")) for n in order])
     rows: list[Standing] = []
     for place, n in enumerate(order):
         cell, lr, runs = found[n]
-        ahead = _difference(drawn, means, order[0], n)
+        behind = behinds[place]
         rows.append(
             Standing(
                 cell=cell,
@@ -171,9 +179,10 @@ def stand(found: Sequence[tuple[Cell, float, Sequence[Ran]]]) -> Standings:
                 interval=interval(drawn[n].reached_R) if n in drawn else None,
                 blind=_mean(runs, f"{figure.name}_blind"),
                 added=_added(runs, drawn.get(n), figure),
-                behind=ahead.more if ahead else None,
-                behind_interval=ahead.interval if ahead else None,
+                behind=behind.more if behind else None,
+                behind_interval=behind.interval if behind else None,
                 front=place in front,
+                leading=place in leaders,
             )
         )
     compared = range(len(order) if len(order) <= MOST_COMPARED else 1)
@@ -184,6 +193,17 @@ def stand(found: Sequence[tuple[Cell, float, Sequence[Ran]]]) -> Standings:
         if one != other and (difference := _difference(drawn, means, order[one], order[other]))
     }
     return Standings(rows, between, figure)
+
+
+def not_clearly_behind(first: Sequence[Difference | None]) -> set[int]:
+    """Who is first or not clearly behind; nobody, if none clearly is. Those with too few seeds to say are left out.
+
+    Args:
+        first: by how much the first reaches more than each, itself among them.
+    """
+    known = {number: each for number, each in enumerate(first) if each is not None and each.carried}
+    clearly = {number for number, each in known.items() if each.clear}
+    return known.keys() - clearly if clearly else set()
 
 
 def _compared(runs: Sequence[Ran]) -> Figure:
@@ -214,6 +234,7 @@ class Drawn(NamedTuple):
     """A cell, its items and seeds drawn again."""
 
     items: Items
+    seeds: int
     reached_R: Float[np.ndarray, " R"]
     """Mean scores."""
     added_R: Float[np.ndarray, " R"]
@@ -224,7 +245,7 @@ def _draws(cells: Sequence[Sequence[Ran]]) -> dict[int, Drawn]:
     """Cells that were judged on the same items are drawn together."""
     together: dict[Items, list[int]] = defaultdict(list)
     for number, runs in enumerate(cells):
-        first, *others = (_items(run) for run in runs)
+        first, *others = (items_of(run.answers) for run in runs)
         if any(items != first for items in others):
             raise DataError(
                 f"{runs[0].folder.parent} holds seeds that were judged on different items: the data has changed since "
@@ -240,12 +261,19 @@ def _draws(cells: Sequence[Sequence[Ran]]) -> dict[int, Drawn]:
         blind = [np.array([[a.blind_score for a in run.answers] for run in cells[n]], dtype=float) for n in numbers]
         reached = draws(scores, groups)
         added = draws([seeing - guessed for seeing, guessed in zip(scores, blind, strict=True)], groups)
-        found |= {n: Drawn(items, *rows) for n, *rows in zip(numbers, reached, added, strict=True)}
+        found |= {n: Drawn(items, len(cells[n]), *rows) for n, *rows in zip(numbers, reached, added, strict=True)}
     return found
 
 
-def _items(run: Ran) -> Items:
-    return tuple((answer.data, answer.id, answer.images, answer.target) for answer in run.answers)
+def items_of(answers: Sequence[Answer]) -> Items:
+    """What was judged."""
+    return tuple((answer.data, answer.id, answer.images, answer.target) for answer in answers)
+
+
+def _best_first(runs: Sequence[Ran], figure: Figure) -> list[tuple[bool, float]]:
+    """Sorts cells by a figure; those without it come last, by the others in turn."""
+    means = [_mean(runs, each.name) for each in (figure, *FIGURES)]
+    return [(mean is None, -(mean or 0.0)) for mean in means]
 
 
 def _difference(drawn: Mapping[int, Drawn], means: Sequence[float | None], one: int, other: int) -> Difference | None:
@@ -254,7 +282,8 @@ def _difference(drawn: Mapping[int, Drawn], means: Sequence[float | None], one: 
         return None
     if first is None or second is None:
         return None
-    return Difference(first - second, interval(drawn[one].reached_R - drawn[other].reached_R))
+    between = interval(drawn[one].reached_R - drawn[other].reached_R)
+    return Difference(first - second, between, min(drawn[one].seeds, drawn[other].seeds))
 
 
 def _added(runs: Sequence[Ran], drawn: Drawn | None, figure: Figure) -> Difference | None:
@@ -262,7 +291,7 @@ def _added(runs: Sequence[Ran], drawn: Drawn | None, figure: Figure) -> Differen
     seeing, blind = _mean(runs, figure.name), _mean(runs, f"{figure.name}_blind")
     if drawn is None or seeing is None or blind is None or not _median(runs, "visual_tokens_per_image"):
         return None
-    return Difference(seeing - blind, interval(drawn.added_R))
+    return Difference(seeing - blind, interval(drawn.added_R), len(runs))
 
 
 def _mean(runs: Sequence[Ran], figure: str) -> float | None:
