@@ -232,12 +232,18 @@ class RunConfig:
 
     def training_hash(self) -> str:
         """Identifies what is computed: equal for a run and its continuation, whatever folder or device it uses."""
-        table = self.to_dict()
-        table.pop("run")
-        for group in ("data", "optim"):
-            table[group] = {name: value for name, value in table[group].items() if _decides(name, value)}
-        plain = json.loads(json.dumps([table, self.run.seed]), parse_int=float)  # 20 and 20.0 are the same option
+        table = learned_by(self.to_dict())
+        seed = table.pop("run")["seed"]
+        plain = json.loads(json.dumps([table, seed]), parse_int=float)  # 20 and 20.0 are the same option
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def learned_by(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides what is learned, of the tables of a run as `config.json` has them."""
+    kept = {name: table for name, table in tables.items() if name not in RECORDED}
+    for group in ("data", "optim"):
+        kept[group] = {name: value for name, value in tables.get(group, {}).items() if _decides(name, value)}
+    return kept | {"run": {"seed": tables.get("run", {}).get("seed")}}
 
 
 def _decides(option: str, value: Any) -> bool:

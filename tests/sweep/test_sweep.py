@@ -41,6 +41,7 @@ class Noted(Pool):
             result: dict[str, Any] = {**ran([True]).result, "val_loss": LOSSES[name, lr], "wall_s": 1.0}
             folder.mkdir(parents=True)
             write_answers(folder / "predictions.jsonl", iter(answered([True])))
+            (folder / "config.json").write_text(json.dumps(config.to_dict()))
             (folder / "result.json").write_text(json.dumps(result))
             ended(config, Ended(""))
 
@@ -66,7 +67,11 @@ def test_runs_of_other_options_are_told(tmp_path: Path, capsys: pytest.CaptureFi
     made(tmp_path, ["mlp", "perceiver"], RATES)
     assert "not compared" not in capsys.readouterr().out
     made(tmp_path, ["mlp"], RATES)
-    assert "3 runs there are of other options" in capsys.readouterr().out, "those of the perceiver"
+    said = "3 runs there are of other options, and are not compared: --connector perceiver, now mlp"
+    assert said in capsys.readouterr().out.splitlines(), "none of what else a perceiver has"
+    made(tmp_path, ["perceiver"], RATES[:1])
+    said = "--lr 0.0001, now 0.001; --connector mlp, now perceiver"
+    assert f"5 runs there are of other options, and are not compared: {said}" in capsys.readouterr().out
 
 
 def test_a_cell_whose_trials_all_fail_has_no_rate_and_is_not_trained_at_any(tmp_path: Path) -> None:

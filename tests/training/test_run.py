@@ -146,7 +146,7 @@ def stop_after(steps: int, config: object) -> None:
 
 def test_checkpoints_of_another_run_are_refused_by_what_differs(tmp_path: Path) -> None:
     train(small_run(tmp_path / "run"))
-    with pytest.raises(CheckpointError, match="configuration"):
+    with pytest.raises(CheckpointError, match=r"made with other options \(--steps 4, now 8\): going on"):
         train(small_run(tmp_path / "run", optim={"steps": 8}, run={"out": str(tmp_path / "run"), "resume": "auto"}))
 
 
@@ -222,8 +222,10 @@ def _two_images(folder: Path) -> Path:
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     train(small_run(tmp_path / "run", optim={"steps": 1}))
-    with pytest.raises(ConfigError, match="holds another run"):
+    with pytest.raises(ConfigError, match="holds another run: choose"):
         train(small_run(tmp_path / "run", optim={"steps": 1}))
+    with pytest.raises(ConfigError, match=r"of other options \(--steps 1, now 2; --lr 0\.001, now 0\.01\): choose"):
+        train(small_run(tmp_path / "run", optim={"steps": 2, "lr": 1e-2}))
 
 
 @pytest.mark.parametrize(

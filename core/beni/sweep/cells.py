@@ -5,8 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from beni.config import DEFAULT_PARTS, SINGLE_KINDS, RunConfig
+from beni.config import DEFAULT_PARTS, RECORDED, SINGLE_KINDS, RunConfig
 
 DECIDES = (
     *("select", "device", "dtype", "replicas", "frozen_encoders", "compile", "eval_every"),
@@ -59,11 +60,17 @@ def placed(config: RunConfig, folder: Path) -> RunConfig:
 
 def identity(config: RunConfig) -> str:
     """Equal for runs whose figures should be equal but for chance: not the seed, and not where things are kept."""
-    table = config.to_dict()
-    table["run"] = {name: value for name, value in table["run"].items() if name in DECIDES}
-    table["run"]["feature_cache"] = bool(config.run.feature_cache)  # which spares operations and time
-    table["data"].pop("workers")
-    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(figured_by(config.to_dict()), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def figured_by(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's figures but for chance, of its tables as `config.json` has them."""
+    run = tables.get("run", {})
+    deciding = {name: value for name, value in run.items() if name in DECIDES}
+    deciding["feature_cache"] = bool(run.get("feature_cache"))  # which spares operations and time
+    data = {name: value for name, value in tables.get("data", {}).items() if name != "workers"}
+    kept = {name: table for name, table in tables.items() if name not in RECORDED}
+    return kept | {"run": deciding, "data": data}
 
 
 def grid(configs: Sequence[tuple[Mapping[str, str], RunConfig]]) -> tuple[list[Cell], list[int]]:

@@ -6,19 +6,22 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from beni.changes import Options, changed, spelled, told
 from beni.config import RunConfig
 from beni.eval.figure import leading
 from beni.report.figures import hundredfold
-from beni.sweep.cells import Cell, placed
+from beni.sweep.cells import Cell, figured_by, placed
 from beni.sweep.leaderboard import Failure, Progress, Trial, write_leaderboard
 from beni.sweep.pool import Ended, Pool
 from beni.sweep.standings import Ran, read_run, stand
+from beni.training.outputs import recorded
 
 REPORT_EVERY = 30.0
 """Seconds after which a run that ends brings the leaderboard up to date; comparing takes time that runs could use."""
@@ -51,7 +54,7 @@ class Sweep:
         """Run what has no result yet; the leaderboard is written behind each run."""
         self.runs = len(self.cells) * (len(self.seeds) + max(0, len(self.rates) - 1))
         if others := self._others():
-            print(f"{others} runs there are of other options, or of another version of parts: they are not compared")
+            print(others)
         if self.rates:
             self._run([(cell, self.seeds[0], lr) for cell in self.cells for lr in self.rates])
         rates = [(cell, self._rate(cell)) for cell in self.cells]
@@ -68,16 +71,24 @@ class Sweep:
         progress = Progress(self.command, self.runs, ended, self.pool.jobs, self.machine, self._failures(), trials)
         write_leaderboard(self.folder, stand(found), progress)
 
-    def _others(self) -> int:
-        """How many runs have ended in the folder that are none of this sweep's."""
-        own = {
-            placed(cell.at(seed, lr), self.folder).run.out
+    def _others(self) -> str:
+        """Which runs have ended in the folder that are none of this sweep's, and in what they differ; or nothing."""
+        own = [
+            placed(cell.at(seed, lr), self.folder)
             for cell in self.cells
             for seed in self.seeds
             for lr in self.rates or [cell.config.optim.lr]
-        }
+        ]
+        outs = {config.run.out for config in own}
         ended = (self.folder / "runs").glob("*/seed-*/result.json")
-        return sum(str(result.parent) not in own for result in ended)
+        others = [result.parent for result in sorted(ended) if str(result.parent) not in outs]
+        if not others:
+            return ""
+        here = [_options(config.to_dict()) for config in own]
+        there = [_options(tables) for folder in others if (tables := recorded(folder)) is not None]
+        nearest = [min(here, key=partial(_distance, one)) for one in there]
+        what = told(there, nearest) or "another version of parts"
+        return f"{len(others)} runs there are of other options, and are not compared: {what}"
 
     def _failures(self) -> list[Failure]:
         """Seeds of a cell that failed for the same reason are one failure."""
@@ -150,6 +161,16 @@ class Sweep:
         if folder not in self.read and (folder / "result.json").is_file():
             self.read[folder] = read_run(folder, seed)
         return self.read.get(folder)
+
+
+def _options(tables: Mapping[str, Any]) -> Options:
+    """What tells one run of a sweep from another."""
+    figured = figured_by(tables)
+    return spelled(figured | {"run": {**figured["run"], "seed": tables.get("run", {}).get("seed")}})
+
+
+def _distance(one: Options, other: Options) -> int:
+    return len(changed(one, other))
 
 
 def _told(config: RunConfig) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from beni.config import RunConfig
+from beni.changes import spelled, told
+from beni.config import RunConfig, learned_by, read_config_file
 from beni.errors import CheckpointError, ConfigError, NotWritten, first_line
 from beni.model.build import Built
 from beni.model.processing import BeniProcessor
@@ -32,11 +33,51 @@ def open_folder(config: RunConfig, resumed_from: Path | None) -> Path:
         raise ConfigError(f"--out {folder} is a file")
     continued = resumed_from is not None or config.run.resume == "auto" or config.run.dry_run
     if (folder / "config.json").exists() and not continued:
+        other = _different(folder, config, _unplaced)
+        of, its = (f", of other options ({other})", ", with its options,") if other else ("", "")
         raise ConfigError(
-            f"--out {folder} holds another run: choose another folder, or continue that run with --resume auto"
+            f"--out {folder} holds another run{of}: choose another folder, or continue that run{its} with --resume auto"
         )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def recorded(folder: Path) -> dict[str, Any] | None:
+    """What the run in a folder notes of its options, or None if it noted none that can be read."""
+    try:
+        return read_config_file(folder / "config.json")
+    except ConfigError:
+        return None
+
+
+def learned_otherwise(folder: Path, config: RunConfig) -> str:
+    """In which options the run in a folder learned something else than this one would; empty if in none."""
+    return _different(folder, config, learned_by)
+
+
+def check_continued(checkpoint: Path, config: RunConfig) -> None:
+    """Whether a checkpoint is of this run, as far as options are noted beside it.
+
+    Raises:
+        CheckpointError: it is not; says which options differ.
+    """
+    if other := learned_otherwise(checkpoint.parent.parent, config):
+        raise CheckpointError(
+            f"checkpoint {checkpoint} was made with other options ({other}): going on would not give the same result; "
+            f"use the same settings, or start a new run"
+        )
+
+
+def _different(folder: Path, config: RunConfig, of: Callable[[Mapping[str, Any]], dict[str, Any]]) -> str:
+    """In which of some options the run in a folder differs from this one."""
+    tables = recorded(folder)
+    return told([spelled(of(tables))], [spelled(of(config.to_dict()))]) if tables is not None else ""
+
+
+def _unplaced(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's tables without where it is and how it was started."""
+    run = {name: value for name, value in tables.get("run", {}).items() if name not in ("out", "resume", "dry_run")}
+    return {**tables, "run": run}
 
 
 def resume_path(config: RunConfig) -> Path | None:

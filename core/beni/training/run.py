@@ -28,7 +28,7 @@ from beni.training.callbacks import Callbacks
 from beni.training.checkpoint import Facts, Position
 from beni.training.loop import train_loop
 from beni.training.metrics import peak_memory_bytes, read_lines
-from beni.training.outputs import resume_path, room, save_model, write_json
+from beni.training.outputs import check_continued, resume_path, room, save_model, write_json
 from beni.training.prepare import Run, prepare
 from beni.training.ready import ready
 from beni.training.stop import sigterm_noted
@@ -94,6 +94,8 @@ def train(config: RunConfig) -> dict[str, Any]:
 def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any]:
     """As `train`; what it holds of the group of processes is gone when it returns."""
     resumed_from = resume_path(config)
+    if resumed_from is not None:
+        check_continued(resumed_from, config)
     run = prepare(config, procs, resumed_from)
     if config.run.dry_run:
         return _dry_run(run) if procs.is_main else {}

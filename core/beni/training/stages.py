@@ -10,6 +10,7 @@ from typing import Any
 from beni.config import RunConfig, read_config_file, run_config_from_dict
 from beni.errors import ConfigError
 from beni.processes import processes
+from beni.training.outputs import learned_otherwise
 from beni.training.run import train
 
 
@@ -96,7 +97,7 @@ def _ended(name: str, config: RunConfig) -> dict[str, Any] | None:
     trained = run_config_from_dict(read_config_file(folder / "config.json"))
     if trained.training_hash() != config.training_hash():
         raise ConfigError(
-            f"stage {name} has ended in {folder}, with other options than these (its config.json has them): use those, "
+            f"stage {name} has ended in {folder}, with other options ({learned_otherwise(folder, config)}): use those, "
             f"or train all stages into another --out"
         )
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
