@@ -85,6 +85,11 @@ class Stopped(BeniError):
     """75: nothing is wrong, the run goes on when it is continued."""
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 picture`, `2 pictures`: a number with a noun whose plural ends in s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def first_line(error: BaseException) -> str:
     """What an error of somebody else's says, short enough for a message of ours."""
     return (str(error).splitlines() or [type(error).__name__])[0]

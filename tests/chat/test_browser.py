@@ -16,7 +16,7 @@ from tests.chat.small import in_file, talker  # noqa: E402
 from tests.model.small import A, B  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")]
-WAIT_MS = 20_000
+WAIT_MS = 60_000
 
 
 @pytest.fixture
@@ -50,6 +50,20 @@ def test_a_question_about_two_pictures(window: Any, tmp_path: Path) -> None:
     assert not [url for url in window.elsewhere if url.startswith("http")], "nothing is fetched from elsewhere"
     window.get_by_text("New conversation").click()
     window.wait_for_function("document.querySelectorAll('.maps img').length == 0", timeout=WAIT_MS)
+
+
+def test_a_refused_question_is_beside_the_talk(window: Any) -> None:
+    said = "[...document.querySelectorAll('.chat')].every(chat => chat.innerText.includes('hello there'))"
+    window.fill("textarea", "hello there")
+    window.keyboard.press("Enter")
+    window.wait_for_function(said, timeout=WAIT_MS)
+    window.wait_for_selector(".submit-button", timeout=WAIT_MS)
+    window.fill("textarea", "what is <image>?")
+    window.keyboard.press("Enter")
+    window.get_by_text("1 <image> mark but 0 pictures").wait_for(timeout=WAIT_MS)
+    window.wait_for_selector(".submit-button", timeout=WAIT_MS)
+    assert window.input_value("textarea") == "what is <image>?"
+    assert window.evaluate(said) and not window.locator(".chat .error").count()
 
 
 def test_an_answer_is_stopped(window: Any) -> None:

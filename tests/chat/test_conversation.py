@@ -56,8 +56,8 @@ def test_marks_place_pictures() -> None:
     "text, images, message",
     [
         (" ", [], "there is no question"),
-        ("<image> and <image>", [A], "has 2 <image> marks but 1 pictures"),
-        ("<image>", [], "has 1 <image> marks but 0 pictures"),
+        ("<image> and <image>", [A], "has 2 <image> marks but 1 picture"),
+        ("<image>", [], "has 1 <image> mark but 0 pictures"),
     ],
 )
 def test_questions_that_are_none(text: str, images: list, message: str) -> None:

@@ -99,22 +99,39 @@ def test_a_new_conversation_has_forgotten_the_old(client: Any, talkers: list[Tal
     assert "no picture" in out[2]
 
 
-def test_mistakes_are_one_line_and_change_nothing(
-    client: Any, talkers: list[Talker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the page has warned of."""
+    texts: list[str] = []
+    monkeypatch.setattr(gradio, "Warning", lambda text, **_: texts.append(text))
+    return texts
+
+
+def test_a_refused_question_is_told_beside_the_talk_and_stays_in_the_box(
+    client: Any, talkers: list[Talker], warned: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = client.predict(question("hello there"), *SETTINGS, api_name="/ask")
+    picture = in_file(A, tmp_path / "a.png").path
     (tmp_path / "no.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
-    for message, wanted in [
-        (question(" "), "there is no question"),
-        (question("what?", str(tmp_path / "no.png")), "is not in any image format|cannot be read"),
-    ]:
-        with pytest.raises(client_of.exceptions.AppError, match=wanted) as caught:
-            client.predict(message, *SETTINGS, api_name="/ask")
-        assert "Traceback" not in str(caught.value)
+
+    def refused(message: dict[str, Any], wanted: str) -> None:
+        shown = client.predict(message, *SETTINGS, api_name="/ask")
+        assert re.fullmatch(wanted, warned.pop()) and not warned
+        box = shown[0]["value"]
+        assert box["text"] == message["text"] and len(box["files"]) == len(message["files"])
+        assert shown[0]["submit_btn"] is True, "it can be mended and asked"
+        assert [said(shown[1 + 5 * number]) for number in range(2)] == [said(before[1]), said(before[6])]
+
+    refused(question(" "), "there is no question: .*")
+    refused(question("what?", str(tmp_path / "no.png")), ".*(is not in any image format|cannot be read).*")
+    refused(
+        question("<image> or <image>?", picture),
+        "the question has 2 &lt;image&gt; marks but 1 picture: write a mark .*",
+    )
+    refused(question("<image>"), "the question has 1 &lt;image&gt; mark but 0 pictures: .*")
     with monkeypatch.context() as patch:
         patch.setattr(talkers[1].model.llm.config, "max_position_embeddings", 20)
-        with pytest.raises(client_of.exceptions.AppError, match=r"inline: the conversation is .* made for 20: start"):
-            client.predict(question("more"), *SETTINGS, api_name="/ask")
+        refused(question("more"), "inline: the conversation is .* made for 20: start.*")
     after = client.predict(question("hello there"), *SETTINGS, api_name="/ask")
     assert said(after[1])[:2] == said(before[1]) and len(said(after[1])) == 4
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from beni.errors import DataError
+from beni.errors import DataError, counted
 from beni.sample import IMAGE_MARK, ImageRef, Sample, Turn, split_marks
 
 
@@ -37,7 +37,10 @@ class Conversation:
         if not marks and images:
             text, marks = IMAGE_MARK * len(images) + "\n" + text, len(images)
         if marks != len(images):
-            raise DataError(f"the question has {marks} {IMAGE_MARK} marks but {len(images)} pictures")
+            raise DataError(
+                f"the question has {counted(marks, f'{IMAGE_MARK} mark')} but {counted(len(images), 'picture')}: "
+                f"write a mark for each picture, or none"
+            )
         asked = Turn("user", split_marks(text, first_image=len(self.images)))
         return Conversation((*self.turns, asked), (*self.images, *images))
 

@@ -76,8 +76,9 @@ def page(talkers: Sequence[Talker]) -> gr.Blocks:
                     yield {session: now, **_show(now, columns)}
                 yield {box: _READY, session: now, **_show(now, columns)}
             except BeniError as error:
+                # an error of Gradio's would be drawn over the whole talk
+                gr.Warning(html.escape(str(error)), duration=None)
                 yield {box: _READY | {"value": message}, session: before, **_show(before, columns)}
-                raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
 
         sent = gr.MultimodalTextbox(visible=False)
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

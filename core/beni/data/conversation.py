@@ -6,7 +6,7 @@ What is wrong is said behind `where`, which names the file and the item.
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from beni.errors import DataError
+from beni.errors import DataError, counted
 from beni.sample import IMAGE_MARK, ROLES, Turn, split_marks
 
 USUAL = {
@@ -124,7 +124,7 @@ def show(turns: Sequence[Turn], images: int, where: str) -> tuple[Turn, ...]:
     if placed == images:
         return tuple(turns)
     if placed:
-        raise DataError(f"{where}: has {placed} {IMAGE_MARK} marks but {images} images")
+        raise DataError(f"{where}: has {counted(placed, f'{IMAGE_MARK} mark')} but {counted(images, 'image')}")
     first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
     if first is None:
         raise DataError(f"{where}: has images but no turn of the user to show them in")

@@ -10,7 +10,7 @@ from beni.data.batch import Pictures
 from beni.data.document import Composer, Document
 from beni.data.padded import pad
 from beni.data.template import Piece, Template
-from beni.errors import DataError
+from beni.errors import DataError, counted
 from beni.model.build import composer_of
 from beni.model.chats import Message, conversation, flat, picture_ref, spelled
 from beni.model.config import BeniConfig
@@ -95,7 +95,8 @@ class BeniProcessor(ProcessorMixin):
             used += marks
             if len(refs) != marks:
                 raise DataError(
-                    f"text {number} has {marks} {IMAGE_MARK} marks, but only {len(refs)} images are left for it"
+                    f"text {number} has {counted(marks, f'{IMAGE_MARK} mark')}, but only "
+                    f"{counted(len(refs), 'image')} left for it"
                 )
             pieces = [
                 Piece(image=part) if isinstance(part, int) else Piece(tuple(self._tokenize(part))) for part in parts
@@ -103,7 +104,9 @@ class BeniProcessor(ProcessorMixin):
             sample = Sample(str(number), (Turn("user", parts),), refs)
             documents.append(self.composer.assemble(sample, pieces))
         if used != len(given):
-            raise DataError(f"the texts have {used} {IMAGE_MARK} marks, but there are {len(given)} images")
+            raise DataError(
+                f"the texts have {counted(used, f'{IMAGE_MARK} mark')}, but there came {counted(len(given), 'image')}"
+            )
         return self._inputs(documents)
 
     def apply_chat_template(

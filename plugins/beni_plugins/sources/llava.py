@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from beni.config import PartConfig
 from beni.data.conversation import check_answers, marks, turns_of
 from beni.data.files import read_json, read_jsonl
-from beni.errors import DataError
+from beni.errors import DataError, counted
 from beni.interfaces import Source
 from beni.sample import Sample, image_ref
 
@@ -81,7 +81,8 @@ def _sample(item: Any, number: int, path: Path, root: Path) -> Sample:
     turns = turns_of(talk, where)
     check_answers(turns, where)
     if marks(turns) != len(images):
-        raise DataError(f"{where}: has {marks(turns)} <image> marks but {len(images)} images")
+        has = f"{counted(marks(turns), '<image> mark')} but {counted(len(images), 'image')}"
+        raise DataError(f"{where}: has {has}")
     return Sample(
         str(item.get("id", number)),
         tuple(turns),

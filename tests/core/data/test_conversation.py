@@ -36,7 +36,7 @@ def test_images_without_marks_stand_in_front_of_the_first_question() -> None:
 
 
 def test_marks_and_images_are_as_many() -> None:
-    with pytest.raises(DataError, match=r"^here: has 1 <image> marks but 2 images$"):
+    with pytest.raises(DataError, match=r"^here: has 1 <image> mark but 2 images$"):
         show(exchange("a <image>?", "b"), 2, "here")
     with pytest.raises(DataError, match=r"^here: has images but no turn of the user to show them in$"):
         show([Turn("assistant", ("b",))], 1, "here")

@@ -141,9 +141,9 @@ def test_class_labels_answer_with_their_names(save: Save) -> None:
         ({"question": ["a?"], "answers": [[{"text": "b"}]]}, "row 0: the answer .column 'answers'. is {'text': 'b'}"),
         (
             {"question": ["<image><image>?"], "answer": ["b"], "image": STRUCT[:1]},
-            "row 0: has 2 <image> marks but 1 images",
+            "row 0: has 2 <image> marks but 1 image",
         ),
-        ({"question": ["<image>?"], "answer": ["b"]}, "row 0: has 1 <image> marks but 0 images"),
+        ({"question": ["<image>?"], "answer": ["b"]}, "row 0: has 1 <image> mark but 0 images"),
         ({"messages": [[{"role": "robot", "content": "a"}]]}, "row 0: turn 0 is not {role, content}"),
         ({"messages": [[{"role": "user", "content": None}]]}, "row 0: turn 0 is not"),
         ({"texts": [[{"user": "a?"}]]}, "row 0: turn 1 is not"),

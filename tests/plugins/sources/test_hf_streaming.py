@@ -86,7 +86,7 @@ def test_a_row_that_makes_no_sample_is_left_to_be_listed(tmp_path: Path) -> None
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = stream_of(f"hf:{tmp_path / 'rows.jsonl'}?streaming=true").read(None, 5).samples
     assert [sample.problem != "" for sample in found] == [False, True, False]
-    assert "row 1" in found[1].problem and "1 <image> marks but 0 images" in found[1].problem
+    assert "row 1" in found[1].problem and "1 <image> mark but 0 images" in found[1].problem
 
 
 def test_a_file_that_is_cut_is_told_where_it_is_read(folder: Path) -> None:
