@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from beni.errors import DataError
 from beni.eval.prediction import Prediction
@@ -30,6 +31,8 @@ class Answer:
     error: str = ""
     """Why there is no answer."""
     metric: Metric = "exact"
+    answers: tuple[str, ...] = ()
+    """What each of several people answered, where that is known: with the target, all that the metric compares with."""
 
 
 def answers(
@@ -59,6 +62,7 @@ def answers(
             tags=dict(seen.tags),
             error=seen.error,
             metric=seen.metric,
+            answers=seen.answers,
         )
 
 
@@ -78,6 +82,11 @@ def read_answers(path: Path) -> list[Answer]:
     """
     try:
         with path.open(encoding="utf-8") as lines:
-            return [Answer(**json.loads(line)) for line in lines]
+            return [_answer(json.loads(line)) for line in lines]
     except (TypeError, ValueError) as error:
         raise DataError(f"{path} has no answers that this version of beni can read: train that run again") from error
+
+
+def _answer(fields: dict[str, Any]) -> Answer:
+    """One of them; files of before have no `answers`."""
+    return Answer(**fields | {"answers": tuple(fields.get("answers", ()))})
