@@ -1,10 +1,12 @@
-"""What commands print behind a training."""
+"""What commands print of results."""
 
+import json
 from typing import Any
 
 import pytest
 
 from beni.cli import commands
+from beni.cli.printed import printed
 
 ENDED: dict[str, Any] = {"accuracy": 0.5, "steps": 2, "evaluations": {"x": {}}, "unusable_samples": 0}
 
@@ -25,3 +27,12 @@ def test_what_was_left_out_or_not_judged_is_told(
     assert told(short, monkeypatch, capsys).startswith("3 samples were left out")
     unjudged = ENDED | {"accuracy": None, "evaluations": {}}
     assert told(unjudged, monkeypatch, capsys).startswith("nothing was judged: say with --eval-data")
+
+
+def test_numbers_are_printed_as_people_read_them() -> None:
+    result = {"accuracy": 0.9936000000000001, "interval": [0.1234567, 1.0], "by": {"s": 2166.264147864631}}
+    found = printed(result | {"differ": 1.1920928955078125e-06, "items": 123456789, "none": None, "name": "0.12345678"})
+    assert json.loads(found) == {
+        **{"accuracy": 0.9936, "interval": [0.12346, 1.0], "by": {"s": 2166.3}},
+        **{"differ": 1.1921e-06, "items": 123456789, "none": None, "name": "0.12345678"},
+    }

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from beni.chat.conversation import Conversation
 from beni.cli import describe
 from beni.cli.options import parse, parse_stages
+from beni.cli.printed import printed
 from beni.config import RunOptions, choose
 from beni.data.spec import judged
 from beni.errors import BeniError, ConfigError, PluginError
@@ -49,7 +50,7 @@ def train(arguments: Sequence[str], program: str) -> None:
 def _headline(result: dict[str, Any]) -> None:
     if "accuracy" in result:
         shown = {key: result[key] for key in HEADLINE if result.get(key) is not None}
-        tqdm.write(json.dumps(shown), file=sys.stdout)
+        tqdm.write(printed(shown), file=sys.stdout)
         if missing := (result.get("unusable_samples") or 0) + (result.get("skipped_samples") or 0):
             tqdm.write(
                 f"{missing} samples were left out: report.html and result.json say which and why", file=sys.stderr
@@ -106,7 +107,7 @@ def evaluate(arguments: Sequence[str], program: str) -> None:
                     "".join(json.dumps(p.line(), ensure_ascii=False) + "\n" for p in everything), encoding="utf-8"
                 )
             whole = {name: value for name, value in summary(everything).items() if name != "by_tag"}
-            print(json.dumps(whole | {"evaluations": report}, indent=1))
+            print(printed(whole | {"evaluations": report}, indent=1))
 
 
 @dataclass(frozen=True, slots=True)

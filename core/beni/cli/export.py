@@ -1,6 +1,5 @@
 """`beni export RUN/model --to llava --out FOLDER`: a saved model for those who do not have beni."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from beni.cli.options import parse
+from beni.cli.printed import printed
 from beni.export.export import TARGETS
 from beni.export.export import export as export_model
 
@@ -26,4 +26,4 @@ class ExportOptions:
 def export(arguments: Sequence[str], program: str) -> None:
     """Export a model; prints the class, and by how much logits and pictures differ."""
     options = parse(ExportOptions, arguments, program)
-    print(json.dumps(export_model(options.model, options.to, options.out), indent=1))
+    print(printed(export_model(options.model, options.to, options.out), indent=1))

@@ -58,6 +58,9 @@ def run(command: str, arguments: Sequence[str] | None = None, program: str | Non
         sweep,
         throughput,
     )
+    from beni.progress import transformers_bars
+
+    transformers_bars()
 
     table: dict[str, Callable[[Sequence[str], str], None]] = {
         "train": commands.train,

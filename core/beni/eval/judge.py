@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from beni.data.batch import Pictures, dummy_document
 from beni.data.document import Composer, Document
@@ -19,6 +18,7 @@ from beni.eval.metrics import check, score
 from beni.eval.prediction import Prediction, images_of
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
+from beni.progress import bar
 from beni.sample import ImageRef, Sample
 
 LENGTH_STEP = 32
@@ -89,7 +89,7 @@ def _shared_out(
     own = list(work[processes.rank :: processes.world])
     own += work[: -(-len(work) // processes.world) - len(own)]  # done twice it is the same
     said: dict[int, Said] = {}
-    for each in tqdm(own, desc=label, unit="batch", disable=not (own and processes.is_main), leave=False):
+    for each in bar(own, desc=label, unit="batch", shown=processes.is_main, leave=False):
         said |= do(each)
     return {number: answer for share in processes.gather(said) for number, answer in share.items()}
 

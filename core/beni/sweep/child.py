@@ -10,6 +10,7 @@ import threading
 
 from beni.config import run_config_from_dict
 from beni.errors import BeniError
+from beni.progress import transformers_bars
 from beni.training.run import train
 
 ORPHANED = 70
@@ -19,6 +20,7 @@ ORPHANED = 70
 def main() -> None:
     """Train what the first line of the input describes, and end with the exit code of `beni train`."""
     config = run_config_from_dict(json.loads(sys.stdin.readline()))
+    transformers_bars()
     threading.Thread(target=_until_orphaned, daemon=True).start()
     try:
         train(config)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from beni.changes import Options, changed, spelled, told
 from beni.config import RunConfig
 from beni.eval.figure import leading
+from beni.progress import bar
 from beni.report.figures import hundredfold
 from beni.sweep.cells import Cell, figured_by, placed
 from beni.sweep.leaderboard import Failure, Progress, Trial, write_leaderboard
@@ -115,7 +116,7 @@ class Sweep:
         done = len(named) - len(waiting)
         if done:
             print(f"{done} of {len(named)} runs have ended before")
-        with tqdm(total=len(named), initial=done, desc="runs", unit="run") as bar:
+        with bar(total=len(named), initial=done, desc="runs", unit="run") as told:
 
             def ended(config: RunConfig, how: Ended) -> None:
                 _, name = named[config.run.out]
@@ -125,7 +126,7 @@ class Sweep:
                 said = f"{'refused' if how.refused else 'failed'}: {how.failed}" if how.failed else _told(config)
                 tqdm.write(f"{name}, seed {config.run.seed}: {said}", file=sys.stdout)
                 sys.stdout.flush()
-                bar.update()
+                told.update()
                 if time.monotonic() - self.reported > REPORT_EVERY:
                     self._report_if_possible()
 

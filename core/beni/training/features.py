@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from beni.config import Part, RunConfig
 from beni.data.batch import Pictures
@@ -36,6 +35,7 @@ from beni.errors import ConfigError, ImageError, NotWritten
 from beni.model.build import Built
 from beni.model.config import spec_to_dict
 from beni.processes import Processes
+from beni.progress import bar
 from beni.training.freeze import FreezeRow
 from beni.training.shown import Place, Shown
 from beni.types import EncoderSpec
@@ -320,7 +320,7 @@ def _encode(loaded: _Loaded, encoders: Mapping[str, nn.Module], procs: Processes
     before = multiprocessing.active_children()
     groups = iter(loader(loaded, workers, ahead=2))
     started = [process for process in multiprocessing.active_children() if process not in before]
-    with worker_deaths_told(started), tqdm(total=images, desc="encoding images", unit="image", leave=False) as bar:
+    with worker_deaths_told(started), bar(total=images, desc="encoding images", unit="image", leave=False) as told:
         for made in groups:
             for key, pixels in made.pixels.items():
                 with torch.no_grad():
@@ -328,5 +328,5 @@ def _encode(loaded: _Loaded, encoders: Mapping[str, nn.Module], procs: Processes
                 for file, own in zip(made.files[key], divided(features, made.crops[key]), strict=True):
                     write(file, own)
             unread += made.unread
-            bar.update(made.images)
+            told.update(made.images)
     return unread

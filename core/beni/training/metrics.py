@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from beni.progress import bar
 from beni.training.tracking import Tracker
 
 
@@ -24,7 +25,7 @@ class Metrics:
         self.tracker = tracker
         self.file = (folder / "metrics.jsonl").open("ab", buffering=0) if is_main else None
         self.unwritten = b""
-        self.bar = tqdm(total=steps, initial=done, unit="step", disable=not is_main, dynamic_ncols=True)
+        self.bar = bar(total=steps, initial=done, unit="step", shown=is_main)
         self.started = time.perf_counter()
 
     def log(self, step: int, **values: Any) -> None:
