@@ -1,6 +1,7 @@
 """Runs the blocks of a page.
 
 Commands are run as they are typed, by a shell, with less to do: `SMALL` gives every command few steps and few items.
+What it replaces is parsed before (`warm.check`): a mistake in it fails like any other.
 `…` in a command stands for other options, and there are none.
 """
 

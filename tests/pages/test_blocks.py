@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from beni.errors import BeniError
 from tests.pages.blocks import PAGES, Block, blocks
 from tests.pages.shell import SMALL, options_of, shell, until_of
-from tests.pages.warm import shrunk
+from tests.pages.warm import check, shrunk
 
 PAGE = """
 <!-- file: my/part.py -->
@@ -46,6 +47,34 @@ def test_what_is_typed_is_run_with_less_to_do() -> None:
         "pip install x": "pip install x",
     }.items():
         assert shrunk(typed.split(), small) == run.split()
+
+
+@pytest.mark.parametrize(
+    ("typed", "wrong"),
+    [
+        ("beni train --steps abc", "--steps abc: not a whole number"),
+        ("torchrun --nproc-per-node 2 experiments/run.py … --row-tokens many", "--row-tokens many: not a whole number"),
+        ("python experiments/run.py --stepz 3", "unknown option --stepz: did you mean --steps"),
+        ("python experiments/evaluate.py --model m --limit few", "--limit few: not a whole number"),
+        ("beni sweep --connector mlp perceiver --steps 10 2O", "--steps 2O: not a whole number"),
+        ("python benchmarks/throughput.py --warmup long", "--warmup long: not a whole number"),
+        ("beni throughput --row-tokens many", "--row-tokens many: not a whole number"),
+    ],
+)
+def test_what_is_replaced_must_be_right_as_it_is_typed(typed: str, wrong: str) -> None:
+    with pytest.raises(BeniError, match=f"^{wrong}"):
+        check(typed.split())
+
+
+def test_what_is_right_is_not_refused() -> None:
+    for typed in (
+        "beni train … --steps 20000 --connector perceiver --connector.num-latents 8",
+        "beni sweep --connector mlp perceiver --lr 1e-4 2e-4 --tune-lr 1e-4 --steps 10",
+        "beni throughput --all --steps 3",
+        "beni plugins --nonsense",
+        "pip install x",
+    ):
+        check(typed.split())
 
 
 def test_a_block_has_options_of_its_own() -> None:

@@ -62,18 +62,52 @@ def shrunk(words: list[str], small: dict[str, dict[str, list[str]]]) -> list[str
     return words
 
 
+def check(words: list[str]) -> None:
+    """Parse a command line as it is typed: what is replaced in it before it is run must be right, too.
+
+    Raises:
+        BeniError: an option that there is not, or a value that it does not take.
+    """
+    from beni.cli.commands import EvaluateOptions
+    from beni.cli.grid import SWEEP, combinations
+    from beni.cli.options import parse, parse_run, parse_stages, split_own
+    from beni.cli.sweep import SweepOptions
+    from beni.cli.throughput import ThroughputOptions
+
+    command, typed = _command(words), _typed(words)
+    if command == "train":
+        parse_stages(typed, command)
+    elif command == "evaluate":
+        parse(EvaluateOptions, typed, command)
+    elif command in ("sweep", "throughput"):
+        cls = {"sweep": SweepOptions, "throughput": ThroughputOptions}[command]
+        own, rest = split_own(cls, typed)
+        options = parse(cls, own, command)
+        for each in combinations(rest, every=getattr(options, "all", False)):
+            parse_run(each.words, command, others=[SWEEP])
+
+
 def _command(words: list[str]) -> str:
     """Which of beni's commands a line runs: `beni train`, `python experiments/run.py`, `torchrun … run.py`."""
     if words[0] == "beni":
         return words[1] if len(words) > 1 else ""
-    scripts = [
-        Path(word).stem for word in words if word.endswith(".py") and word.startswith(("experiments/", "benchm"))
-    ]
+    scripts = [Path(word).stem for word in words if _is_script(word)]
     return {"run": "train"}.get(scripts[0], scripts[0]) if scripts else ""
+
+
+def _typed(words: list[str]) -> list[str]:
+    """What is typed behind the command; `…` stands for other options, and there are none."""
+    at = 2 if words[0] == "beni" else next((n for n, word in enumerate(words, 1) if _is_script(word)), len(words))
+    return [word for word in words[at:] if word != "…"]
+
+
+def _is_script(word: str) -> bool:
+    return word.endswith(".py") and word.startswith(("experiments/", "benchm"))
 
 
 def execute(name: str, words: list[str]) -> None:
     """Do what the program of that name does."""
+    check([name, *words])
     name, *words = shrunk([name, *words], json.loads(os.environ["SMALL"]))
     sys.argv = [name, *words]
     if name == "beni":
