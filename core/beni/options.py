@@ -234,7 +234,8 @@ class RunOptions:
     stays in the run's folder)."""
     feature_cache: str = ""
     """Folder in which features of frozen encoders are kept, for this run and others: each image is encoded once, before
-    the first step, and no step runs an encoder. Not together with --augment, streams, or encoders that are trained."""
+    the first step, those of validation and judging too, and no encoder runs from then on. Not together with --augment,
+    streams, or encoders that are trained."""
     feature_cache_gb: float = 50.0
     """Room that this folder may take, in 10⁹ bytes; features that no run is using make way, those first that were used
     longest ago."""

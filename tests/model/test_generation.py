@@ -114,6 +114,31 @@ def test_images_without_their_places_are_refused(built: Built) -> None:
             generate(built, {key: value for key, value in batch.items() if key != name})
 
 
+def encoded(built: Built, batch: dict[str, Any]) -> dict[str, Any]:
+    """The same batch with what the encoders make of its images."""
+    pixels = batch["pixel_values"]
+    by_key = pixels if isinstance(pixels, dict) else {"main": pixels}
+    with torch.no_grad():
+        features = {key: encoder(by_key[key]) for key, encoder in built.model.encoders.items()}
+    return {name: value for name, value in batch.items() if name != "pixel_values"} | {"image_features": features}
+
+
+def test_features_in_place_of_pixels_change_nothing(built: Built) -> None:
+    """Greedy and in beams."""
+    batch = inputs(built, CONVERSATIONS)
+    for options in ({}, {"num_beams": 3}):
+        expected = generate(built, batch, **options).tolist()
+        assert generate(built, encoded(built, batch), **options).tolist() == expected
+
+
+def test_features_beside_pixels_or_of_other_encoders_are_refused(built: Built) -> None:
+    batch = encoded(built, inputs(built, CONVERSATIONS[:1]))
+    with pytest.raises(DataError, match="the same images twice"):
+        generate(built, batch | {"pixel_values": inputs(built, CONVERSATIONS[:1])["pixel_values"]})
+    with pytest.raises(DataError, match=r"of the encoders none, and the model has main"):
+        generate(built, batch | {"image_features": {}})
+
+
 def test_images_and_places_must_agree(built_by: Any) -> None:
     built = built_by("inline")
     batch = inputs(built, CONVERSATIONS[:1])

@@ -45,7 +45,7 @@ def run_with(folder: Path, cache: Path | None, **changes: dict[str, Any]) -> Any
 def prepared(config: RunConfig) -> Run:
     """A run before its first step, its images encoded."""
     with processes(config.run) as procs:
-        return prepare(config, procs, None)
+        return prepare(config, procs, None, judging=True)
 
 
 def losses(folder: Path) -> list[float]:
@@ -53,11 +53,11 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def conversations(folder: Path, *colours: str, **fields: Any) -> Path:
+def conversations(folder: Path, *colours: str, side: tuple[int, int] = (20, 20), **fields: Any) -> Path:
     """LLaVA's JSON with a question about a picture of each colour; what is no colour is a picture all the same."""
     items = []
     for colour in colours:
-        Image.new("RGB", (20, 20), colour if colour != "bad" else "black").save(folder / f"{colour}.png")
+        Image.new("RGB", side, colour if colour != "bad" else "black").save(folder / f"{colour}.png")
         talk = [{"from": "human", "value": "<image>\ncolour?"}, {"from": "gpt", "value": "red"}]
         items.append({"id": colour, "image": f"{colour}.png", "conversations": talk, **fields})
     (folder / "colours.json").write_text(json.dumps(items))
@@ -109,7 +109,7 @@ def test_each_image_is_encoded_once_and_no_step_runs_an_encoder(tmp_path: Path, 
     seen.clear()
     again = run_with(tmp_path / "two", tmp_path / "cache", data=data)
     with processes(again.run) as procs:
-        run = prepare(again, procs, None)
+        run = prepare(again, procs, None, judging=True)
         rows = [row for _, step in batches(run.feed, Position().place, run.total, 0) for row in step]
         for row in rows:
             assert not row.visual.pixels and row.visual.features
@@ -192,7 +192,25 @@ def test_broken_images_are_told_as_ever(tmp_path: Path) -> None:
     result = train(run_with(tmp_path / "run", tmp_path / "cache", data=data, optim={"steps": 1}))
     assert [each["id"] for each in result["skipped"]] == ["bad"] and result["skipped_samples"] == 1
     told = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
-    assert [bool(each.get("error")) for each in told] == [False, True]
+    assert told[0]["error"] == "" and "bad.png is not in any image format" in told[1]["error"]
+
+
+def test_the_smallest_picture_is_one_like_any_other(tmp_path: Path) -> None:
+    """Blank it is the picture that stands in rows without any."""
+    spec = f"llava:{conversations(tmp_path, 'red', side=(1, 1))}"
+    for view in ("single", "anyres"):
+        data = {"data": [SHAPES, spec], "eval_data": [spec]}
+        result = train(run_with(tmp_path / view, tmp_path / "cache", data=data, view={"name": view}))
+        [figures] = result["evaluations"].values()
+        assert figures["unreadable"] == figures["blind"]["unreadable"] == 0
+
+
+def test_what_is_measured_and_not_judged_is_not_encoded(tmp_path: Path) -> None:
+    config = run_with(tmp_path / "run", tmp_path / "cache")
+    with processes(config.run) as procs:
+        run = prepare(config, procs, None)
+    assert run.cached is not None
+    assert run.cached.images == 1 + len({ref.key for sample in run.rows.sources[0] for ref in sample.images})
 
 
 def test_another_weight_precision_or_view_is_another_encoding(tmp_path: Path) -> None:

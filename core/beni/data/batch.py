@@ -280,7 +280,7 @@ def memory_starts(counts: Sequence[tuple[int, ...]]) -> np.ndarray:
 def dummy_document(composer: Composer) -> Document:
     """A document that is nothing but the smallest blank image, without a target."""
     ref = blank_image(next(iter(composer.encoders.values())))
-    layout = composer.view.layout(Size(1, 1), composer.encoders)
+    layout = composer.layout(ref)
     shapes = composer.connector.shapes(layout, composer.encoders)
     ids = np.array(composer.spell(layout, shapes), dtype=np.int64)
     sample = Sample("dummy", (Turn("user", (0,)),), (ref,))

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from beni.data.document import DocumentImage
+from beni.data.images import load_image
 from beni.errors import ImageError
 from beni.sample import ImageRef
 from beni.types import EncoderSpec, Features, Grid
@@ -39,7 +40,7 @@ class FeatureStore:
         """By encoder key.
 
         Raises:
-            ImageError: a file is missing or damaged; the message says what to do.
+            ImageError: the image cannot be read, or a file is missing or damaged; the message says what to do.
         """
         return {key: _read(file, image.ref) for key, file in self.files(image).items()}
 
@@ -68,9 +69,10 @@ def _read(file: Path, ref: ImageRef) -> Features:
         grids = tuple(Grid(*grid) for grid in tensors["grids"].tolist())
         return Features(tensors["tokens"], grids, tensors.get("prefix"))
     except FileNotFoundError as error:
+        load_image(ref)  # an image that cannot be read says so itself
         raise ImageError(
-            f"image {ref.name} has no features in the cache: it could not be read when they were made, or was changed "
-            f"since; the next run tries again"
+            f"image {ref.name} has no features in the cache: it was not there when they were made, or was changed "
+            f"since; the next run makes them"
         ) from error
     except (SafetensorError, KeyError, OSError) as error:
         raise ImageError(f"{file} holds no features ({error}): delete it, and the next run makes them again") from error

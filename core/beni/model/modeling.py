@@ -180,7 +180,8 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Raises:
             PluginError: a connector returned another number of tokens than it declared.
-            DataError: images without their sizes and places, or more or fewer places than visual tokens.
+            DataError: images without their sizes and places, or more or fewer places than visual tokens; features that
+                are not the encoders', or beside pixels.
         """
         if self._inserted_into:
             relink(self._inserted_into, self.fusion.inserts())
@@ -196,8 +197,10 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     "images need input_ids, image_sizes, image_ids and image_starts beside them: the processor "
                     "of the model's folder makes all of them"
                 )
-            pixels = {} if pixel_values is None else self._pixels(pixel_values)
-            visual = self.see(VisualInput(pixels, layouts_of(image_sizes, self.config), image_features))
+            layouts = layouts_of(image_sizes, self.config)
+            visual = self.see(
+                VisualInput(self._pixels(pixel_values), layouts, self._features(image_features, pixel_values))
+            )
             placement = place_padded(
                 input_ids, image_ids, image_starts, visual, self.config.image_token_id, self.fusion.config.reads
             ).to(inputs_embeds.device)
@@ -248,8 +251,25 @@ class BeniForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         return [self.connector, *self.level_connectors]
 
-    def _pixels(self, given: "Pixels | Sequence[Pixels]") -> dict[str, Tensor]:
+    def _features(
+        self, given: Mapping[str, Features] | None, pixels: "Pixels | Sequence[Pixels] | None"
+    ) -> Mapping[str, Features]:
+        """What the encoders made of the images before, if that is what is given."""
+        if given is None:
+            return {}
+        if pixels is not None:
+            raise DataError("pixel_values and image_features are the same images twice: give one of them")
+        if given.keys() != self.encoders.keys():
+            raise DataError(
+                f"image_features are of the encoders {', '.join(given) or 'none'}, and the model has "
+                f"{', '.join(self.encoders)}"
+            )
+        return given
+
+    def _pixels(self, given: "Pixels | Sequence[Pixels] | None") -> dict[str, Tensor]:
         """Crops by encoder, however they come."""
+        if given is None:
+            return {}
         several = [given] if isinstance(given, (Tensor, Mapping)) else given
         named = [each if isinstance(each, Mapping) else {next(iter(self.encoders)): each} for each in several]
         return {key: torch.cat([each[key] for each in named]) if len(named) > 1 else named[0][key] for key in named[0]}

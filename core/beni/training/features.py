@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from beni.config import Part, RunConfig
 from beni.data.batch import Pictures
 from beni.data.features import DRAFT, FeatureStore, divided, features_bytes, write
-from beni.data.loader import loader, worker_deaths_told
+from beni.data.loader import Rows, loader, worker_deaths_told
 from beni.errors import ConfigError, ImageError, NotWritten
 from beni.model.build import Built
 from beni.model.config import spec_to_dict
@@ -80,7 +80,7 @@ def check(config: RunConfig, table: Sequence[FreezeRow], streams: bool) -> None:
         raise ConfigError(f"--feature-cache: {why}")
 
 
-def fill(config: RunConfig, built: Built, shown: Shown, procs: Processes) -> Cached:
+def fill(config: RunConfig, built: Built, rows: Rows, procs: Processes, judging: bool) -> Cached:
     """Encode the images of a run that the cache does not have.
 
     The first process does, and the others wait. The encoders compute in the run's precision.
@@ -88,8 +88,9 @@ def fill(config: RunConfig, built: Built, shown: Shown, procs: Processes) -> Cac
     Args:
         config: the run's; `check` has passed.
         built: of the first process whole.
-        shown: the images that are needed.
+        rows: of training.
         procs: every one of them calls this.
+        judging: whether the images of validation and judging are needed, too.
 
     Raises:
         ConfigError: the features need more room than the cache may take; or another process does not see them.
@@ -99,7 +100,8 @@ def fill(config: RunConfig, built: Built, shown: Shown, procs: Processes) -> Cac
     folder, told = Path(config.run.feature_cache).expanduser(), None
     if procs.is_main:
         try:
-            told = _filled(folder, config, built, shown, procs)
+            shown = Shown.trained(rows)
+            told = _filled(folder, config, built, shown.and_judged(config.data) if judging else shown, procs)
         except (OSError, SafetensorError) as error:
             why = getattr(error, "strerror", None) or error
             raise NotWritten(f"features cannot be kept in {folder}: {why}") from error
@@ -230,8 +232,8 @@ def make_room(folder: Path, needed: float, limit: float) -> None:
         used = ", ".join(f"{each.name} ({size / 1e9:.2f} GB)" for each, size in sizes.items() if size)
         raise ConfigError(
             f"--feature-cache {folder}: this run needs {needed / 1e9:.2f} GB more, and {total / 1e9:.2f} GB with what "
-            f"is in use: {used or 'nothing'}. Allow more than --feature-cache-gb {limit / 1e9:g}, delete folders in it "
-            f"whose images nobody needs any more, or train without"
+            f"is in use: {used or 'nothing'}. Allow more than --feature-cache-gb {limit / 1e9:g}, judge fewer items "
+            f"(--eval-limit), delete folders in it whose images nobody needs any more, or train without"
         )
 
 

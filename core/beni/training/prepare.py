@@ -26,7 +26,6 @@ from beni.training.budget import steps_of
 from beni.training.loading import load_once
 from beni.training.outputs import open_folder
 from beni.training.quantize import Quantized, check, quantize
-from beni.training.shown import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +54,16 @@ class Run:
         return None if self.cached is None else self.cached.store
 
 
-def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> Run:
-    """Load the data, build the model, plan the batches, decide what is trained."""
+def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None, judging: bool = False) -> Run:
+    """Load the data, build the model, plan the batches, decide what is trained.
+
+    Args:
+        resumed_from: the checkpoint that will be continued.
+        judging: whether validation and judging follow, so that the feature cache needs their images.
+
+    Raises:
+        BeniError: a user's mistake.
+    """
     procs.doing("preparing")
     world = procs.world
     if config.batch.rows % world:
@@ -86,7 +93,7 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None) -> R
     folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
     cached = None
     if config.run.feature_cache and not config.run.dry_run:
-        cached = features.fill(config, built, Shown.of(config.data, rows), procs)
+        cached = features.fill(config, built, rows, procs, judging)
         feed.features = cached.store
     return Run(config, procs, folder, built, rows, feed, cached, quantized, adapters, table, total)
 

@@ -96,7 +96,7 @@ def _train(config: RunConfig, procs: Processes, started: float) -> dict[str, Any
     resumed_from = resume_path(config)
     if resumed_from is not None:
         check_continued(resumed_from, config)
-    run = prepare(config, procs, resumed_from)
+    run = prepare(config, procs, resumed_from, judging=True)
     if config.run.dry_run:
         return _dry_run(run) if procs.is_main else {}
     if procs.is_main:

@@ -37,15 +37,19 @@ class Shown:
         self.groups = list(groups)
 
     @classmethod
-    def of(cls, data: DataConfig, rows: Rows) -> "Shown":
-        """Those of a run: what its rows may show, what is validated, and what is judged, with images and blind."""
+    def trained(cls, rows: Rows) -> "Shown":
+        """What rows may show."""
         groups: list[Group] = [
             (samples, lengths.usable.tolist()) for samples, lengths in zip(rows.sources, rows.plan.lengths, strict=True)
         ]
-        items = [subset(samples, data.eval_limit) for samples in judged(data.eval_data, data.data).values()]
-        blind = [[blanked(sample, rows.composer) for sample in samples] for samples in items]
-        groups += [(samples, range(len(samples))) for samples in (*validation(data.data), *items, *blind)]
         return cls(rows.composer, groups)
+
+    def and_judged(self, data: DataConfig) -> "Shown":
+        """These, and those of what is validated and judged, with images and blind."""
+        items = [subset(samples, data.eval_limit) for samples in judged(data.eval_data, data.data).values()]
+        blind = [[blanked(sample, self.composer) for sample in samples] for samples in items]
+        groups = [(samples, range(len(samples))) for samples in (*validation(data.data), *items, *blind)]
+        return Shown(self.composer, [*self.groups, *groups])
 
     def __iter__(self) -> Iterator[tuple[Place, str | bytes]]:
         """Every place, and the key of the image there; an image may have several."""
