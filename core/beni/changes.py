@@ -9,7 +9,7 @@ MOST = 5
 """Options that a message names."""
 WIDEST = 60
 """Characters of its values."""
-UNKNOWN = "unknown"
+UNKNOWN = "not there"
 """In place of the value of an option that one of two runs does not have."""
 
 Options = Mapping[str, str]
@@ -35,8 +35,13 @@ def spelled(tables: Mapping[str, Any]) -> Options:
 
 def changed(before: Options, now: Options) -> list[str]:
     """Options that differ; where that is a part, not those of the part."""
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    names = _different(before, now)
     return [name for name in names if not any(name.startswith((f"{part}.", f"{part} ")) for part in names)]
+
+
+def nearest(one: Options, others: Sequence[Options]) -> Options:
+    """The others' that differ in the fewest options, also in those that another part does not have."""
+    return min(others, key=lambda other: len(_different(one, other)))
 
 
 def told(before: Sequence[Options], now: Sequence[Options]) -> str:
@@ -56,6 +61,10 @@ def told(before: Sequence[Options], now: Sequence[Options]) -> str:
         then, here = zip(*values[name], strict=True)
         said.append(f"{name} {_several(then)}, now {_several(here)}")
     return "; ".join(said) + (f"; and {len(names) - MOST} more" if len(names) > MOST else "")
+
+
+def _different(before: Options, now: Options) -> list[str]:
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 def _part(option: str, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from beni.changes import MOST, changed, spelled, told
+from beni.changes import MOST, changed, nearest, spelled, told
 from beni.config import run_config_from_dict
 
 
@@ -51,3 +51,10 @@ def test_what_differs_at_the_end_of_a_long_value_differs() -> None:
 def test_what_several_runs_had_is_told_together() -> None:
     before = [{"--lr": "1", "--seed": "0"}, {"--lr": "2", "--seed": "0"}, {"--lr": "3", "--seed": "1"}]
     assert told(before, [{"--lr": "3", "--seed": "0"}] * 3) == "--lr 1 or 2, now 3; --seed 1, now 0"
+
+
+def test_the_nearest_has_the_same_part() -> None:
+    """Another part is one change in a message, and not near for that."""
+    one = {name: value for name, value in options().items() if name != "--connector.kind"}
+    assert nearest(one, [options(connector={"name": "concat"}), options()]) == options()
+    assert told([one], [options()]) == "--connector.kind not there, now mlp2x_gelu"

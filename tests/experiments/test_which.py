@@ -15,6 +15,7 @@ from beni_plugins.sources.easy_vqa import EasyVqa, EasyVqaConfig
 FOLDER = Path(__file__).parents[2] / "experiments" / "which"
 CELLS = {
     "fusion": ["inline × peft none", "inline × peft lora", "xattn × peft none", "xattn × peft lora"],
+    "views": ["single", "split", "pyramid"],
     "architectures": [f"{c} × {f}" for c in ("mlp", "concat", "perceiver", "sva") for f in ("inline", "xattn")],
 }
 

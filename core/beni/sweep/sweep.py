@@ -6,14 +6,13 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from beni.changes import Options, changed, spelled, told
+from beni.changes import Options, nearest, spelled, told
 from beni.config import RunConfig
 from beni.eval.figure import leading
 from beni.progress import bar
@@ -87,8 +86,7 @@ class Sweep:
             return ""
         here = [_options(config.to_dict()) for config in own]
         there = [_options(tables) for folder in others if (tables := recorded(folder)) is not None]
-        nearest = [min(here, key=partial(_distance, one)) for one in there]
-        what = told(there, nearest) or "another version of parts"
+        what = told(there, [nearest(one, here) for one in there]) or "another version of parts"
         return f"{len(others)} runs there are of other options, and are not compared: {what}"
 
     def _failures(self) -> list[Failure]:
@@ -168,10 +166,6 @@ def _options(tables: Mapping[str, Any]) -> Options:
     """What tells one run of a sweep from another."""
     figured = figured_by(tables)
     return spelled(figured | {"run": {**figured["run"], "seed": tables.get("run", {}).get("seed")}})
-
-
-def _distance(one: Options, other: Options) -> int:
-    return len(changed(one, other))
 
 
 def _told(config: RunConfig) -> str:
