@@ -1,4 +1,4 @@
-"""Progress bars are drawn on a terminal, and of what takes long."""
+"""Progress bars are drawn of what takes long: moving on a terminal, seldom in a log."""
 
 import io
 import sys
@@ -46,9 +46,23 @@ def drawn(monkeypatch: pytest.MonkeyPatch, screen: io.StringIO, folder: Path) ->
 def test_bars(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert drawn(monkeypatch, Screen(), tmp_path) == "", "it has not taken long"
     monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
-    assert drawn(monkeypatch, io.StringIO(), tmp_path) == "", "a file is no terminal"
+    assert drawn(monkeypatch, io.StringIO(), tmp_path) == "", "in a log even this is no reason"
     seen = drawn(monkeypatch, Screen(), tmp_path)
     assert {"ours: 100%", "told: 100%", "Loading weights: 100%", "Writing model shards: 100%"} <= {
         line.partition("%")[0] + "%" for line in seen.replace("\r", "\n").splitlines()
     }
     assert "another" not in seen
+
+
+def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on a second with each step."""
+    log, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(sys, "stderr", log)
+    with progress.bar(total=100, unit="step") as told:
+        told._time = lambda: now[0]
+        told.start_t = told.last_print_t = 0.0
+        for _ in range(100):
+            now[0] += 1
+            told.update()
+    lines = [line for line in log.getvalue().replace("\r", "\n").splitlines() if line.strip()]
+    assert 3 <= len(lines) <= 5 and "100/100" in lines[-1]

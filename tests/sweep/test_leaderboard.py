@@ -53,7 +53,7 @@ def test_a_page_of_everything(tmp_path: Path) -> None:
     assert "perceiver × rows 2 is first<" in page and 'href="runs/p/seed-1/report.html"' in page
     assert "3 of 5 runs have ended, 2 at a time; 2 without a result" in page
     assert page.count('<article class="panel card">') == EXAMPLES + 3, "three that the second answers better"
-    assert "data:image/png;base64," in page and "type=even" in page and "Quality against cost" in page
+    assert "data:image/png;base64," in page and "type=<wbr>even" in page and "Quality against cost" in page
     assert "it &lt;b&gt;cannot&lt;/b&gt;" in page and "<b>cannot" not in page and "&lt;no&gt;" in page
     assert '<td class="n">0.001</td><td class="n">0.25</td><td>chosen</td>' in page
     assert "<dt><span" in page and "2 of 2 right" in page
@@ -108,8 +108,8 @@ def test_kinds_have_their_number_of_items_and_what_is_reached_blind(tmp_path: Pa
     guessed = [replace(answer, blind_score=float(n % 8 == 0)) for n, answer in enumerate(run.answers)]
     write_leaderboard(tmp_path, stand([(cell(), 1.0, [replace(run, answers=guessed)])]), PROGRESS)
     page = (tmp_path / "leaderboard.html").read_text()
-    assert 'type=even<small>1,003 items</small></td><td class="n">50.0 %<small>blind 25.0</small>' in page
-    assert 'type=odd<small>1,002 items</small></td><td class="n">100.0 %<small>blind 0.0</small>' in page
+    assert 'type=<wbr>even<small>1,003 items</small></td><td class="n">50.0 %<small>blind 25.0</small>' in page
+    assert 'type=<wbr>odd<small>1,002 items</small></td><td class="n">100.0 %<small>blind 0.0</small>' in page
 
 
 def test_rows_with_captions_alone_are_not_ranked_with_the_rest(tmp_path: Path) -> None:
