@@ -38,10 +38,8 @@ class Processes:
     rank: int
     world: int
     device: torch.device
-    dtype: torch.dtype
-    """Of the computation; parameters are kept in fp32."""
     mesh: DeviceMesh | None
-    """(replicas, processes of a replica); over the second the model is sharded. None when nothing needs FSDP."""
+    """(replicas, processes of a replica); over the second the model is sharded. None for one process."""
     copies: DeviceMesh | None = None
     """(processes, 1): of what every process has a copy; None if nothing is to be laid out so."""
     peers: Peers | None = None
@@ -124,22 +122,20 @@ def processes(options: RunOptions) -> Iterator[Processes]:
     Inside another such block they stay joined, with the time-out of that one.
 
     Raises:
-        ConfigError: the device or precision is not available here, or the processes cannot be so many replicas.
+        ConfigError: the device is not available here, or the processes cannot be so many replicas.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world % options.replicas:
         raise ConfigError(f"--replicas {options.replicas} does not divide the number of processes, {world}")
     device = _device(options.device)
-    dtype = _dtype(options.dtype, device)
     if device.type == "cpu":
         keep_freed_memory()
-    needs_fsdp = world > 1 or dtype is not torch.float32
-    started = needs_fsdp and not dist.is_initialized()
+    started = world > 1 and not dist.is_initialized()
     with _group(options, rank, world, device) if started else nullcontext():
-        mesh = _mesh(device, options.replicas, world) if needs_fsdp else None
+        mesh = _mesh(device, options.replicas, world) if world > 1 else None
         copies = _mesh(device, world, world) if world > 1 and options.frozen_encoders == "replicated" else None
         try:
-            yield Processes(rank, world, device, dtype, mesh, copies, _peers.get())
+            yield Processes(rank, world, device, mesh, copies, _peers.get())
         finally:  # torch keeps meshes in caches, and a mesh keeps its groups
             for each in (mesh, copies):
                 getattr(each, "_pg_registry", {}).clear()
@@ -271,10 +267,3 @@ def _device(wanted: str) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
-
-
-def _dtype(wanted: str, device: torch.device) -> torch.dtype:
-    if wanted == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]

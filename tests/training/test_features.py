@@ -375,8 +375,7 @@ def test_in_bf16_parameters_are_lowered_and_buffers_are_not(tmp_path: Path) -> N
     config = run_with(tmp_path / "run", None, run={"dtype": "bf16"})
     encoder = build(config, ["x"]).model.encoders["main"]
     encoder.register_buffer("kept", torch.ones(3))
-    with processes(config.run) as procs:
-        computing = features.lowered(encoder, procs)
+    computing = features.lowered(encoder, torch.device("cpu"), torch.bfloat16)
     assert {p.dtype for p in computing.parameters()} == {torch.bfloat16} and computing.kept.dtype == torch.float32
     assert {p.dtype for p in encoder.parameters()} == {torch.float32}, "the model's own stays as it is"
 

@@ -35,7 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "several": {"encoders": {"a": ENCODER, "b": {**ENCODER, "width": 24}}, "connector": {"name": "sva"}},
     "adapted": {"peft": {"peft": "dora", "peft_encoder": "lora"}},
 }
-ALONE = Processes(0, 1, torch.device("cpu"), torch.float32, None)
+ALONE = Processes(0, 1, torch.device("cpu"), None)
 
 
 def _loaded(tables: dict[str, Any], procs: Processes) -> tuple[BeniForConditionalGeneration, int]:

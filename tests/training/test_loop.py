@@ -16,7 +16,7 @@ from beni.testing.small import CONVERSATIONS, make
 from beni.training.checkpoint import Position
 from beni.training.loop import StepReport, train_loop
 
-ALONE = Processes(0, 1, torch.device("cpu"), torch.float32, None)
+ALONE = Processes(0, 1, torch.device("cpu"), None)
 WEIGHTS = (1.0, 0.25, 3.0, 0.5, 1.0, 0.25)
 
 

@@ -146,14 +146,14 @@ def test_codes_are_those_of_hqqs_own_layer(bits: int) -> None:
 
 @every_scheme
 def test_scales_keep_their_bits_where_parameters_are_cast(tmp_path: Path, scheme: str) -> None:
-    """A unit of FSDP2 that computes in bf16 casts what is a float."""
+    """What computes in bf16 casts what is a float."""
     built = made(tmp_path)
     quantize(built.model, scheme, CPU)
     layer: Any = built.model.llm.get_submodule("model.layers.1.mlp.up_proj")
     before, seen = layer.weight, []
     batch = rows(built)[0]
-    with processes(RunOptions(device="cpu", dtype="bf16")) as procs:
-        parallelize(built.model, procs)
+    with processes(RunOptions(device="cpu")) as procs:
+        parallelize(built.model, procs, dtype=torch.bfloat16)
         layer.register_forward_pre_hook(lambda module, inputs: seen.append((module.weight, inputs[0].dtype)))
         built.model(packed=batch).loss.backward()
     [(weight, dtype)] = seen

@@ -84,7 +84,7 @@ def _measure(config: RunConfig, procs: Processes, plan: Windows) -> dict[str, An
     run = prepare(config, procs, None)
     start = ready(run)
     model, optimizer, meter = run.built.model, start.optimizer, start.counted()
-    peak = peak_of(procs.device, procs.dtype, config.run.peak_tflops or None)
+    peak = peak_of(procs.device, run.dtype, config.run.peak_tflops or None)
     recorder = _Recorder(plan, meter, procs.device)
     data = config.data
     workers: list[BaseProcess] = []
@@ -181,7 +181,7 @@ def _row(run: Run, recorder: _Recorder, peak: Peak | None) -> dict[str, Any]:
     return {
         **_names(run.config),
         "device": _device_name(procs.device),
-        "dtype": str(procs.dtype).removeprefix("torch."),
+        "dtype": str(run.dtype).removeprefix("torch."),
         "processes": procs.world,
         "samples_per_s": median(speeds),
         "samples_per_s_quartiles": _quartiles(speeds),

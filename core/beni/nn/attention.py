@@ -7,6 +7,7 @@ Shapes: T positions of the row, H heads, K head width, B trees of a bucket, L sl
 buckets, M memory slots or keys, G key heads.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from beni.errors import IncompatiblePartsError
+from beni.nn import bf16
+from beni.nn.bf16 import Bf16Attention, Piece, keys, queries
 from beni.nn.looks import attention_weights, listening
 from beni.nn.plan import CrossPlan, RowPlan
 
-_ATEN = torch.ops.aten
 ATTENTION = "beni"
 """The attention implementation under which beni's function is registered with transformers."""
 
@@ -53,17 +55,10 @@ def packed_attention(
         softcap: scores become softcap·tanh(scores/softcap) (Gemma 2), or None.
         dropout: probability with which an attention weight is dropped (GPT-2 in training).
     """
-    buckets = plan.within(window)
-    sizes = [bucket.index_BL.numel() for bucket in buckets]
-    slots = zip(
-        *(_ToSlots.apply(x, plan.index_S, plan.slot_T).split(sizes) for x in (q_THK, k_TGK, v_TGK)), strict=True
-    )
-    outputs = []
-    for bucket, filled in zip(buckets, slots, strict=True):
-        q, k, v = (rearrange(x, "(B L) H K -> B H L K", B=len(bucket.index_BL)) for x in filled)
-        out = _attend(q, k, v, bucket.mask_B1LL, scale, softcap, dropout, causal=bucket.mask_B1LL is None)
-        outputs.append(rearrange(out, "B H L K -> (B L) H K"))
-    return _FromSlots.apply(torch.cat(outputs), plan.slot_T)
+    buckets = ((*bucket.index_BL.shape, bucket.mask_B1LL) for bucket in plan.within(window))
+    pieces = [Piece(trees, slots, slots, mask) for trees, slots, mask in buckets]
+    q_SHK, k_SGK, v_SGK = (_ToSlots.apply(x, plan.index_S, plan.slot_T) for x in (q_THK, k_TGK, v_TGK))
+    return _FromSlots.apply(_attend_pieces(q_SHK, k_SGK, v_SGK, pieces, scale, softcap, dropout), plan.slot_T)
 
 
 @torch.compiler.disable
@@ -80,15 +75,11 @@ def cross_attention(
     """
     if listener := listening():
         listener.memory.append(_memory_weights(q_THK.detach(), k_MGK.detach(), plan, scale, listener.text_A))
-    outputs = []
-    for index_BL, memory_BM, mask_B1LM in plan.buckets:
-        q = rearrange(q_THK[index_BL], "B L H K -> B H L K")
-        k, v = (rearrange(x[memory_BM], "B M G K -> B G M K") for x in (k_MGK, v_MGK))
-        out = _attend(q, k, v, mask_B1LM, scale, softcap=None, dropout=0.0, causal=False)
-        outputs.append(rearrange(out, "B H L K -> (B L) H K"))
+    pieces = [Piece(len(index), index.shape[1], memory.shape[1], mask) for index, memory, mask in plan.buckets]
+    out_SHK = _attend_pieces(q_THK[plan.index_S], k_MGK[plan.memory_N], v_MGK[plan.memory_N], pieces, scale)
     # all three stay in the graph of a batch in which nobody reads anything: every rank must send its gradients
     unread = 0 * (q_THK[:1] + (k_MGK[:1] + v_MGK[:1]).sum())
-    return torch.cat([*outputs, unread])[plan.slot_T]
+    return torch.cat([out_SHK, unread])[plan.slot_T]
 
 
 def _memory_weights(
@@ -105,6 +96,25 @@ def _memory_weights(
     return (read_AM * plan.sees_T[text_A, None]).detach().cpu()
 
 
+def _attend_pieces(
+    q_SHK: Tensor,
+    k_NGK: Tensor,
+    v_NGK: Tensor,
+    pieces: Sequence[Piece],
+    scale: float | None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "S H K"]:
+    """Attention of pieces whose queries and keys stand one behind the other."""
+    if softcap is None and not dropout and bf16.serves(q_SHK, v_NGK):
+        return Bf16Attention.apply(q_SHK, k_NGK, v_NGK, pieces, scale)
+    each = zip(pieces, queries(q_SHK, pieces), keys(k_NGK, pieces), keys(v_NGK, pieces), strict=True)
+    outputs = [
+        _attend(q, k, v, piece.mask_B1LM, scale, softcap, dropout, piece.mask_B1LM is None) for piece, q, k, v in each
+    ]
+    return torch.cat([q_SHK[:0], *(rearrange(out, "B H L K -> (B L) H K") for out in outputs)])
+
+
 def _attend(
     q_BHLK: Tensor,
     k_BGMK: Tensor,
@@ -115,14 +125,19 @@ def _attend(
     dropout: float,
     causal: bool,
 ) -> Tensor:
+    shared = q_BHLK.shape[1] // k_BGMK.shape[1]
     if softcap is None:
-        if not dropout and _Bf16OnCpu.serves(q_BHLK, v_BGMK):
-            return _Bf16OnCpu.apply(q_BHLK, k_BGMK, v_BGMK, mask, scale, causal)
-        shared = q_BHLK.shape[1] != k_BGMK.shape[1]
         return F.scaled_dot_product_attention(
-            q_BHLK, k_BGMK, v_BGMK, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
+            q_BHLK,
+            k_BGMK,
+            v_BGMK,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=causal,
+            scale=scale,
+            enable_gqa=shared > 1,
         )
-    k_BGMK, v_BGMK = (_repeated(x, q_BHLK) for x in (k_BGMK, v_BGMK))
+    k_BGMK, v_BGMK = (x.repeat_interleave(shared, dim=1) for x in (k_BGMK, v_BGMK))
     scores = q_BHLK @ k_BGMK.transpose(-1, -2) * (scale if scale is not None else q_BHLK.shape[-1] ** -0.5)
     scores = softcap * torch.tanh(scores / softcap)
     if causal:
@@ -165,61 +180,6 @@ class _FromSlots(torch.autograd.Function):
     def backward(ctx: Any, grad_THK: Tensor) -> tuple[Tensor, None]:
         [slot_T] = ctx.saved_tensors
         return grad_THK.new_zeros(ctx.slots, *grad_THK.shape[1:]).index_copy_(0, slot_T, grad_THK), None
-
-
-class _Bf16OnCpu(torch.autograd.Function):
-    """PyTorch's fused attention on a CPU in bf16, with its backward pass in fp32, where that kernel is much faster:
-    ten times for documents of 50 positions, still a little for 800 (PyTorch 2.14, AMX)."""
-
-    @staticmethod
-    def serves(q_BHLK: Tensor, v_BGMK: Tensor) -> bool:
-        alike = q_BHLK.device.type == "cpu" and q_BHLK.dtype == v_BGMK.dtype == torch.bfloat16
-        return alike and q_BHLK.shape[-1] == v_BGMK.shape[-1] and torch.is_grad_enabled()
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q_BHLK: Tensor,
-        k_BGMK: Tensor,
-        v_BGMK: Tensor,
-        mask: Tensor | None,
-        scale: float | None,
-        causal: bool,
-    ) -> Tensor:
-        added = None
-        if mask is not None:
-            added = torch.zeros(mask.shape, dtype=q_BHLK.dtype).masked_fill_(~mask, -torch.inf)
-        ctx.how = {"dropout_p": 0.0, "is_causal": causal, "scale": scale}
-        out_BHLK, normaliser_BHL = _ATEN._scaled_dot_product_flash_attention_for_cpu(
-            q_BHLK, _repeated(k_BGMK, q_BHLK), _repeated(v_BGMK, q_BHLK), attn_mask=added, **ctx.how
-        )
-        ctx.save_for_backward(q_BHLK, k_BGMK, v_BGMK, out_BHLK, normaliser_BHL, added)
-        return out_BHLK
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BHLK: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, normaliser_BHL, added = ctx.saved_tensors
-        q_BHLK, k_BGMK, v_BGMK, out_BHLK = (x.float() for x in saved)
-        k_BHMK, v_BHMK = (_repeated(x, q_BHLK) for x in (k_BGMK, v_BGMK))
-        dq, dk, dv = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_BHLK.float(),
-            q_BHLK,
-            k_BHMK,
-            v_BHMK,
-            out_BHLK,
-            normaliser_BHL,
-            attn_mask=None if added is None else added.float(),
-            **ctx.how,
-        )
-        dk, dv = (x.unflatten(1, (k_BGMK.shape[1], -1)).sum(2) for x in (dk, dv))
-        return (*(x.to(grad_BHLK.dtype) for x in (dq, dk, dv)), None, None, None)
-
-
-def _repeated(x_BGMK: Tensor, q_BHLK: Tensor) -> Tensor:
-    """[B, H, M, K] keys or values, once for each query head."""
-    times = q_BHLK.shape[1] // x_BGMK.shape[1]
-    return x_BGMK if times == 1 else x_BGMK.repeat_interleave(times, dim=1)
 
 
 def _transformers_attention(

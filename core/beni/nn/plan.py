@@ -94,6 +94,9 @@ class CrossPlan:
         self.slot_T = slot_T
         self.sees_T = sees_T
         self.last_B2 = last_B2
+        self.index_S = torch.cat([index_BL.flatten() for index_BL, _, _ in buckets] or [slot_T[:0]])
+        self.memory_N = torch.cat([memory_BM.flatten() for _, memory_BM, _ in buckets] or [slot_T[:0]])
+        """Text and memory positions of all buckets, one behind the other."""
 
     def to(self, device: torch.device) -> "CrossPlan":
         buckets = [(i.to(device), m.to(device), mask.to(device)) for i, m, mask in self.buckets]

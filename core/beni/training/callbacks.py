@@ -39,7 +39,7 @@ class Callbacks:
         self.totals, self.window = Totals(), Totals()
         if run.processes.is_main:
             trim(run.folder / "metrics.jsonl", position.steps)
-        peak = peak_of(run.processes.device, run.processes.dtype, options.peak_tflops or None)
+        peak = peak_of(run.processes.device, run.dtype, options.peak_tflops or None)
         self.peak, self.limit = peak, limit_of(run.processes.gather(peak))
         self.metrics = Metrics(run.folder, run.total, position.steps, run.processes.is_main, tracker)
         if start.uncountable:

@@ -80,16 +80,17 @@ def check(config: RunConfig, table: Sequence[FreezeRow], streams: bool) -> None:
         raise ConfigError(f"--feature-cache: {why}")
 
 
-def fill(config: RunConfig, built: Built, rows: Rows, procs: Processes, judging: bool) -> Cached:
+def fill(config: RunConfig, built: Built, rows: Rows, procs: Processes, dtype: torch.dtype, judging: bool) -> Cached:
     """Encode the images of a run that the cache does not have.
 
-    The first process does, and the others wait. The encoders compute in the run's precision.
+    The first process does, and the others wait.
 
     Args:
         config: the run's; `check` has passed.
         built: of the first process whole.
         rows: of training.
         procs: every one of them calls this.
+        dtype: of the run's computation.
         judging: whether the images of validation and judging are needed, too.
 
     Raises:
@@ -101,7 +102,7 @@ def fill(config: RunConfig, built: Built, rows: Rows, procs: Processes, judging:
     if procs.is_main:
         try:
             shown = Shown.trained(rows)
-            told = _filled(folder, config, built, shown.and_judged(config.data) if judging else shown, procs)
+            told = _filled(folder, config, built, shown.and_judged(config.data) if judging else shown, procs, dtype)
         except (OSError, SafetensorError) as error:
             why = getattr(error, "strerror", None) or error
             raise NotWritten(f"features cannot be kept in {folder}: {why}") from error
@@ -114,23 +115,23 @@ def fill(config: RunConfig, built: Built, rows: Rows, procs: Processes, judging:
 
 
 def _filled(
-    folder: Path, config: RunConfig, built: Built, shown: Shown, procs: Processes
+    folder: Path, config: RunConfig, built: Built, shown: Shown, procs: Processes, dtype: torch.dtype
 ) -> tuple[FeatureStore, dict[str, str], int, int]:
     """The store, held; its folders' names; how many images a run needs, and how many of them this one has encoded."""
     specs, encoders = built.composer.encoders, built.model.encoders
     names = {
-        key: fingerprint(config.encoders[key], config.view, specs[key], encoder, procs.dtype)
+        key: fingerprint(config.encoders[key], config.view, specs[key], encoder, dtype)
         for key, encoder in encoders.items()
     }
     with _locked(folder):
         store = _held(folder, names)
-        images, missing = _missing(shown, store, procs.dtype)
+        images, missing = _missing(shown, store, dtype)
         if missing:
             for own in store.folders.values():
                 for draft in own.rglob(f"*{DRAFT}"):  # of somebody who was killed: there is one writer at a time
                     draft.unlink()
             make_room(folder, sum(each.room for each in missing), config.run.feature_cache_gb * 1e9)
-            computing = {key: lowered(encoder, procs) for key, encoder in encoders.items()}
+            computing = {key: lowered(encoder, procs.device, dtype) for key, encoder in encoders.items()}
             loaded = _Loaded(missing, shown, store, config.batch.row_crops)
             unread = _encode(loaded, computing, procs, config.data.workers)
             if unread:
@@ -175,11 +176,11 @@ def _version(package: str) -> str:
         return ""
 
 
-def lowered(encoder: nn.Module, procs: Processes) -> nn.Module:
+def lowered(encoder: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A copy of an encoder that computes as it would in training: there parameters are lowered, and buffers are not."""
-    computing = copy.deepcopy(encoder).to(procs.device).eval()
+    computing = copy.deepcopy(encoder).to(device).eval()
     for parameter in computing.parameters():
-        parameter.data = parameter.data.to(procs.dtype)
+        parameter.data = parameter.data.to(dtype)
     return computing
 
 

@@ -218,6 +218,7 @@ def frozen_checksum(model: nn.Module) -> int:
     for parameter in model.parameters():
         if not parameter.requires_grad and not _is_copy(parameter):
             local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            local = local.float() if local.dtype is torch.bfloat16 else local  # as it is where others compute
             whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[local.element_size()]
             total += int(local.detach().contiguous().view(whole).sum(dtype=torch.int64))
     return total % CHECKSUMS

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -110,6 +111,7 @@ def save_model(folder: Path, built: Built, adapters: list[Adapters], processes: 
     state: dict[str, Any] = get_model_state_dict(built.model, options=options)
     for alias in built.model.all_tied_weights_keys:
         state.pop(alias, None)  # tied tensors are one on disk
+    state = {name: tensor.float() if tensor.dtype is torch.bfloat16 else tensor for name, tensor in state.items()}
     if processes.is_main:
         with room(folder):
             save_adapters(folder / "adapters", adapters, state)

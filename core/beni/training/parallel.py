@@ -1,10 +1,11 @@
 """The one place where a model is moved, sharded and given its precision. Parts know nothing of it.
 
 The order matters: compiled blocks, activation checkpointing (which calls them twice), then FSDP2, then (in
-`beni.training.run`) loading, freezing, the optimizer.
+`beni.training.run`) loading, freezing, the optimizer. One process has no use for FSDP2.
 """
 
 from collections.abc import Collection, Iterator
+from itertools import chain
 
 import torch
 from torch import nn
@@ -13,9 +14,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from beni.config import RunOptions
 from beni.model.llm import decoder_layers
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.parts import stacks
 from beni.processes import Processes
 from beni.training.compiled import compile_blocks
 from beni.training.loading import handed_over
+from beni.training.masters import Masters
 from beni.training.recompute import checkpoint_activations
 
 
@@ -24,6 +27,7 @@ def parallelize(
     processes: Processes,
     options: RunOptions | None = None,
     frozen: Collection[str] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Move a model to its device and shard it with FSDP2, innermost units first: blocks, parts, root.
 
@@ -33,28 +37,31 @@ def parallelize(
     Args:
         model: the same on every process; on all but the first one its weights may be on the meta device.
         frozen: keys of the encoders of which nothing is trained.
+        dtype: of the computation.
 
-    FSDP2 does two jobs: it shards over processes, and it keeps fp32 masters while computing in bf16. Where neither is
-    needed (one process in fp32) the model stays as it is. Gradients are summed, not averaged, over processes: the loss
-    is divided by the global number of targets before.
+    FSDP2 shards over processes, and keeps fp32 masters while computing in bf16; one process keeps those by itself.
+    Gradients are summed, not averaged, over processes: the loss is divided by the global number of targets before.
     """
     options = options or RunOptions()
     if options.compile:
         compile_blocks(model)
-    checkpoint_activations(model, options)
     if processes.mesh is None:
         model.to(processes.device)
+        if dtype is not torch.float32:
+            masters = Masters(model, dtype)
+            for block in chain.from_iterable(stacks(model)):
+                block.forward = masters.inside(block.forward)
+        checkpoint_activations(model, options)
         return
+    checkpoint_activations(model, options)
     mesh = processes.mesh if processes.mesh.shape[0] > 1 else processes.mesh["shard"]
-    policy = MixedPrecisionPolicy(param_dtype=processes.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     elsewhere = {m for key in frozen for m in model.encoders[key].modules()} if processes.world > 1 else set()
     for unit in handed_over(model, units(model), processes):
         if unit not in elsewhere or options.frozen_encoders == "sharded":
             fully_shard(unit, mesh=mesh, mp_policy=policy)
         elif options.frozen_encoders == "replicated":
             fully_shard(unit, mesh=processes.copies, mp_policy=policy)
-    if processes.world == 1:
-        return  # dividing by one would be a pass over all gradients
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

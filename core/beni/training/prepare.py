@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from beni.config import DataConfig, RunConfig
 from beni.data.blocks import Blocks
 from beni.data.document import Composer
@@ -25,6 +27,7 @@ from beni.training.adapters import Adapters, add_adapters
 from beni.training.budget import steps_of
 from beni.training.loading import load_once
 from beni.training.outputs import open_folder
+from beni.training.precision import precision
 from beni.training.quantize import Quantized, check, quantize
 
 
@@ -34,6 +37,8 @@ class Run:
 
     config: RunConfig
     processes: Processes
+    dtype: torch.dtype
+    """Of the computation; parameters are kept in fp32."""
     folder: Path
     built: Built
     rows: Rows
@@ -77,6 +82,7 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None, judg
         parse(spec)  # what is wrong with it is told before anything is loaded
     quotas = _quotas(config, sources)
     built = load_once(config, _texts(sources, quotas), procs)
+    dtype = precision(config.run.dtype, built.model, procs)
     _check_judged(config.data, built.composer)
     rows, feed = _feed(config, built, sources, quotas)
     quantized = quantize(built.model, config.peft.quant, procs.device)
@@ -93,9 +99,9 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None, judg
     folder = Path(procs.from_main(str(open_folder(config, resumed_from)) if procs.is_main else ""))
     cached = None
     if config.run.feature_cache and not config.run.dry_run:
-        cached = features.fill(config, built, rows, procs, judging)
+        cached = features.fill(config, built, rows, procs, dtype, judging)
         feed.features = cached.store
-    return Run(config, procs, folder, built, rows, feed, cached, quantized, adapters, table, total)
+    return Run(config, procs, dtype, folder, built, rows, feed, cached, quantized, adapters, table, total)
 
 
 def _check_judged(data: DataConfig, composer: Composer) -> None:

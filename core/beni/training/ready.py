@@ -41,7 +41,7 @@ def ready(run: Run) -> Ready:
         meter = meter_of(model, config.run)
     except PluginError as error:  # which keeps nobody from training
         uncountable = str(error)
-    parallelize(model, run.processes, config.run, freeze.frozen_encoders(table))
+    parallelize(model, run.processes, config.run, freeze.frozen_encoders(table), run.dtype)
     freeze.apply(model, table)
     if run.cached is not None:
         gather_once(model.encoders)

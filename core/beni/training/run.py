@@ -132,7 +132,7 @@ def _trained(run: Run, resumed_from: Path | None, tracker: Tracker, started: flo
         "peak_memory_bytes": max(procs.gather(peak_memory_bytes(procs.device))),
         "feature_cache": run.cached and run.cached.summary(),
         "processes": procs.world,
-        "dtype": str(procs.dtype).removeprefix("torch."),
+        "dtype": str(run.dtype).removeprefix("torch."),
         "wall_s": time.perf_counter() - started,
     }
     procs.doing("writing the report")
@@ -282,7 +282,7 @@ def _facts(run: Run, frozen: int) -> Facts:
     """What must be equal for a continuation to be the same run, and what its bits depend on besides."""
     required = {
         "configuration": run.config.training_hash(),
-        "dtype": str(run.processes.dtype),
+        "dtype": str(run.dtype),
         "trained parts": [row.part for row in run.table if row.trainable],
         "frozen weights": frozen,
     }

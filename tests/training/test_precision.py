@@ -1,0 +1,33 @@
+"""`--dtype auto` is bf16 where that is faster: on GPUs that have it, and on CPUs with AMX for wide language models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from beni.model.build import build
+from beni.processes import processes
+from beni.training import precision as module
+from beni.training.precision import precision
+from tests.training.small import small_run
+
+
+@pytest.mark.parametrize(
+    ("amx", "wide", "wanted", "expected"),
+    [
+        (True, True, "auto", torch.bfloat16),
+        (True, False, "auto", torch.float32),
+        (False, True, "auto", torch.float32),
+        (False, False, "bf16", torch.bfloat16),
+        (True, True, "fp32", torch.float32),
+    ],
+)
+def test_auto(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amx: bool, wide: bool, wanted: str, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    config = small_run(tmp_path)
+    model = build(config, ["x"]).model
+    monkeypatch.setattr(module, "WIDE", 32 if wide else 33)
+    with processes(config.run) as procs:
+        assert precision(wanted, model, procs) is expected
