@@ -6,6 +6,7 @@
 
 from importlib.metadata import version
 
+from beni import openmp  # noqa: F401  before torch
 from beni.api import configure
 from beni.errors import BeniError
 from beni.model.build import build

@@ -1,9 +1,11 @@
 """Heat maps are drawn where they are hot, and compared on one scale."""
 
+import re
+
 import numpy as np
 from PIL import Image
 
-from beni.chat.drawing import LONGEST_SIDE, RAMP, overlay, overlays
+from beni.chat.drawing import LONGEST_SIDE, RAMP, legend, overlay, overlays
 
 
 def test_the_hottest_cell_has_the_strongest_colour() -> None:
@@ -22,3 +24,14 @@ def test_pictures_share_a_scale_of_weight_per_area() -> None:
     first, second = overlays([small, large], [np.full((96, 96), 0.5 / 96**2)] * 2)
     assert np.asarray(first).mean() > np.asarray(second).mean()
     assert np.asarray(overlays([small], [np.zeros((96, 96))])[0]).std() < 20
+
+
+def test_the_legend_shows_what_is_drawn() -> None:
+    """Its ends, over white and over black, are the pixels of a map without weight and of one with the most."""
+    [strip, _] = re.findall(r"linear-gradient\(([^()]*(?:\([^()]*\)[^()]*)*)\)", legend())
+    shades = [tuple(map(float, shade.split(","))) for shade in re.findall(r"rgba\((.*?)\)", strip)]
+    for background in (0, 255):
+        picture = Image.new("RGB", (64, 64), (background,) * 3)
+        for level, (*colour, share) in zip((0.0, 1.0), (shades[0], shades[-1]), strict=True):
+            drawn = np.asarray(overlay(picture, np.full((4, 4), level), 1.0))[32, 32]
+            assert np.abs(drawn - (background * (1 - share) + share * np.array(colour))).max() < 2

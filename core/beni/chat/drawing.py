@@ -29,11 +29,26 @@ def overlay(picture: Image.Image, heat: np.ndarray, most: float) -> Image.Image:
     resized = picture.convert("L").resize(size, Image.Resampling.NEAREST if tiny else Image.Resampling.LANCZOS)
     relative = Image.fromarray((heat / most if most > 0 else heat).astype(np.float32))
     level = np.asarray(relative.resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-    stops = np.linspace(0, 1, len(RAMP))
-    colours = np.stack([np.interp(level, stops, channel) for channel in zip(*RAMP, strict=True)], axis=-1)
-    cover = (FAINTEST + (STRONGEST - FAINTEST) * level)[..., None]
+    colours, cover = _paint(level)
     grey = np.asarray(resized, dtype=np.float32)[..., None]
     return Image.fromarray((grey * (1 - cover) + colours * cover).round().astype(np.uint8))
+
+
+def legend() -> str:
+    """What colours mean, as a CSS background: no weight at the left, over a picture from white down to black."""
+    colours, cover = _paint(np.linspace(0, 1, 16))
+    shades = (
+        f"rgba({r:.0f}, {g:.0f}, {b:.0f}, {share:.2f})"
+        for (r, g, b), [share] in zip(colours.tolist(), cover.tolist(), strict=True)
+    )
+    return f"linear-gradient(to right, {', '.join(shades)}), linear-gradient(to bottom, white, black)"
+
+
+def _paint(level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The colour of each level from 0 to 1, and how much of a picture it covers: [..., 3] and [..., 1]."""
+    stops = np.linspace(0, 1, len(RAMP))
+    colours = np.stack([np.interp(level, stops, channel) for channel in zip(*RAMP, strict=True)], axis=-1)
+    return colours, (FAINTEST + (STRONGEST - FAINTEST) * level)[..., None]
 
 
 def overlays(pictures: Sequence[Image.Image], heats: Sequence[np.ndarray]) -> list[Image.Image]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from beni.chat.conversation import Conversation
-from beni.chat.drawing import LONGEST_SIDE, RAMP, overlays
+from beni.chat.drawing import LONGEST_SIDE, legend, overlays
 from beni.chat.session import Session
 from beni.chat.sight import Looks, Sight
 from beni.chat.talker import Talker
@@ -265,7 +265,6 @@ def maps(looks: Looks, sight: int = 0, layer: int = ALL_LAYERS, word: int = ALL_
         image = f"<img src='{embed(drawn, LONGEST_SIDE).uri}' alt='heat map: {told}'>"
         figures.append(f"<figure>{image}<figcaption>{told}</figcaption></figure>")
     rest = max(0.0, 1 - sum(float(heat.sum()) for heat in heats))
-    colours = ", ".join(f"rgb{colour}" for colour in RAMP)
-    scale = f"<i style='background: linear-gradient(to right, {colours})'></i>"
+    scale = f"<i style='background: {legend()}'></i>"
     note = f"<p class='note'>none {scale} most; {rest:.0%} of the weight elsewhere</p>"
     return f"<div class='figures'>{''.join(figures)}</div>{note}"

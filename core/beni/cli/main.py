@@ -24,10 +24,6 @@ COMMANDS = {
 }
 
 
-SPINS = "10000"
-"""Turns an idle OpenMP thread waits before it sleeps. The default is to wait for ever, which takes the core away from
-data workers: on two busy cores steps were ten times slower; alone they are 4 % slower with this."""
-
 SIGPIPE = 128 + 13
 """What a shell sees of a program whose reader left."""
 
@@ -48,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(command: str, arguments: Sequence[str] | None = None, program: str | None = None) -> None:
     """Run one command; scripts in `experiments/` come in here."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     from beni.cli import (  # torch and transformers are imported only when a command runs
         chat,
         check,

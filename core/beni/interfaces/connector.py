@@ -190,8 +190,8 @@ class Connector(Loadable, ABC):
             if error.nearest is None:
                 raise
             rows, cols = error.nearest
-            inputs = ", ".join(f"'{key}' {cols * s.stride}x{rows * s.stride}" for key, s in encoders.items())
-            raise IncompatiblePartsError(f"{error} (an input of {inputs} pixels)") from error
+            inputs = (_asked_for(key, cols * spec.stride, rows * spec.stride) for key, spec in encoders.items())
+            raise IncompatiblePartsError(f"{error} ({', '.join(inputs)})") from error
 
     def native(self, to: str) -> NativeProjector:
         """This connector as the projector of a class of Transformers, for an export.
@@ -207,6 +207,12 @@ class Connector(Loadable, ABC):
     def blocks(self) -> Sequence[nn.Module]:
         """The modules that are sharded one by one; by default the connector is one unit."""
         return ()
+
+
+def _asked_for(key: str, width: int, height: int) -> str:
+    """An input size, and the option that sets it where it is square."""
+    option = "--encoder.size" if key == "main" else f"--encoder.{key}.size"
+    return f"an input of {width}x{height} pixels" + (f": {option} {width}" if width == height else "")
 
 
 def _no_project(self: Connector, features: Features) -> Tensor:

@@ -101,6 +101,8 @@ def test_a_grid_that_does_not_divide_names_one_that_would(order: str, grid: Grid
 
 
 def test_an_encoder_whose_grid_does_not_divide_is_told_its_input() -> None:
-    with pytest.raises(IncompatiblePartsError, match=r"grid of 7x7; 8x8 would do \(an input of 'main' 64x64 pixels\)"):
+    with pytest.raises(
+        IncompatiblePartsError, match=r"grid of 7x7; 8x8 would do \(an input of 64x64 pixels: --encoder\.size 64\)"
+    ):
         Concat.check(ConcatConfig(), Single(SingleConfig()), {"main": spec(6, side=56, stride=8)})
     Concat.check(ConcatConfig(), Single(SingleConfig()), {"main": spec(6, side=64, stride=8)})

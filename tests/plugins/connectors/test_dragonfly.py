@@ -266,12 +266,17 @@ CLS = {"main": replace(spec(8, side=64), prefix=1)}
         ),
         ({}, Anyres(AnyresConfig()), ENCODER, r"Anyres puts its tiles together.*--view\.merge flat"),
         ({"inner": "dragonfly"}, PYRAMID, ENCODER, "'dragonfly' looks at all crops at once"),
-        ({"pool": 3}, PYRAMID, ENCODER, r"averages 3x3 .* grid of 8x8; 9x9 would do \(an input of 'main' 72x72"),
+        (
+            {"pool": 3},
+            PYRAMID,
+            ENCODER,
+            r"averages 3x3 .* grid of 8x8; 9x9 would do \(an input of 72x72 pixels: --encoder\.size 72",
+        ),
         (
             {"inner": "concat"},
             PYRAMID,
             {"main": spec(8, side=96)},
-            r"grid of 3x3; 4x4 would do behind a pooling of 4x4, 16x16 in front of it \(an input of 'main' 128x128",
+            r"grid of 3x3; 4x4 would do behind a pooling of 4x4, 16x16 in front of it \(an input of 128x128",
         ),
         ({"inner": "concat"}, PYRAMID, {"main": spec(8, side=56)}, r"grid of 7x7; 8x8 would do"),
         (
