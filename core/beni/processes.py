@@ -161,17 +161,14 @@ def _group(options: RunOptions, rank: int, world: int, device: torch.device) -> 
         _peers.reset(token)
 
 
-def _join(options: RunOptions, rank: int, world: int, device: torch.device) -> Peers | None:
-    """Form the group; returns the others, if there are any.
+def _join(options: RunOptions, rank: int, world: int, device: torch.device) -> Peers:
+    """Form the group; returns the others.
 
     Raises:
         LostRank: not all have come in time.
     """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=options.timeout)
-    if world == 1:
-        dist.init_process_group(backend, timeout=timeout, rank=0, world_size=1, store=dist.HashStore())
-        return None
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     patience = max(options.timeout, LEAST_PATIENCE_S)
@@ -211,11 +208,8 @@ def _wait_for_all(store: dist.Store, rank: int, world: int, patience: float) -> 
 
 
 @contextmanager
-def _told(peers: Peers | None) -> Iterator[None]:
+def _told(peers: Peers) -> Iterator[None]:
     """Before this process goes, the others learn why; if it goes because of them, the error says so."""
-    if peers is None:
-        yield
-        return
     try:
         yield
         peers.doing = "at the end"

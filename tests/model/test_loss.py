@@ -14,7 +14,7 @@ from beni.model.loss import summed_cross_entropy
 def test_is_cross_entropy_in_fp32(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, weighted: bool, at_once: int
 ) -> None:
-    monkeypatch.setattr(module, "_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "_AT_ONCE", {"cpu": at_once})
     torch.manual_seed(0)
     logits = (30 * torch.randn(7, 13)).to(dtype).requires_grad_()
     targets = torch.randint(13, (7,))

@@ -1,5 +1,8 @@
 """One process that computes in bf16: copies do the computing, masters are what is trained and kept."""
 
+import gc
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from beni.config import RunConfig
 from beni.model.build import Built, build
-from beni.processes import processes
+from beni.model.modeling import BeniForConditionalGeneration
+from beni.processes import Processes, processes
 from beni.testing.sharded import rows
+from beni.training import masters, prepare
+from beni.training.loading import load_once
 from beni.training.masters import Masters
 from beni.training.parallel import parallelize
 from beni.training.run import train
@@ -133,7 +140,36 @@ def test_frozen_weights_that_bf16_holds_are_kept_in_it_and_saved_as_they_were(tm
     assert trained.weight.grad is not None and inexact.weight.grad is None
 
 
-def test_runs_with_and_without_frozen_parts_are_saved_in_fp32(tmp_path: Path) -> None:
+def test_what_is_saved_is_in_fp32_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exact(config: RunConfig, texts: Iterable[str], procs: Processes) -> Built:
+        built = load_once(config, texts, procs)
+        with torch.no_grad():
+            for parameter in built.model.encoders.parameters():
+                parameter.copy_(parameter.to(LOW))
+        return built
+
+    monkeypatch.setattr(prepare, "load_once", exact)
     train(small_run(tmp_path / "run", run={"dtype": "bf16"}, optim={"train": ["connector"]}))
+    loaded = BeniForConditionalGeneration.from_pretrained(tmp_path / "run" / "model")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
+def test_copies_are_freed_with_their_model(tmp_path: Path) -> None:
+    """As several trainings in one process need it."""
+    built = lowered(made(tmp_path))
+    built.model(packed=rows(built)[0]).loss.backward()
+    seen = [weakref.ref(parameter) for parameter in built.model.parameters()]
+    with built.model.llm.register_forward_pre_hook(lambda m, _: seen.extend(map(weakref.ref, m.parameters()))):
+        built.model(packed=rows(built)[0])
+    del built
+    gc.collect()
+    assert len(seen) > 20 and not any(parameter() is not None for parameter in seen)
+
+
+def test_blocks_that_run_again_do_not_copy_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = lowered(made(tmp_path), activation_checkpointing="full")
+    loss = built.model(packed=rows(built)[0]).loss
+    monkeypatch.setattr(masters._Pair, "renew", None)
+    loss.backward()

@@ -9,6 +9,7 @@ from beni.model.build import build
 from beni.processes import processes
 from beni.training import precision as module
 from beni.training.precision import precision
+from beni.training.run import train
 from tests.training.small import small_run
 
 
@@ -31,3 +32,14 @@ def test_auto(
     monkeypatch.setattr(module, "WIDE", 32 if wide else 33)
     with processes(config.run) as procs:
         assert precision(wanted, model, procs) is expected
+        assert precision("auto", model, procs, torch.bfloat16) is torch.bfloat16, "as it was begun"
+
+
+def test_a_run_goes_on_in_the_precision_it_began_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its machine has no AMX."""
+    monkeypatch.setattr(module, "WIDE", 32)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    train(small_run(tmp_path / "run", run={"checkpoint_every": 2}))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    (tmp_path / "run" / "checkpoints" / "latest").write_text("step-00000002")
+    assert train(small_run(tmp_path / "run", run={"checkpoint_every": 2, "resume": "auto"}))["dtype"] == "bfloat16"

@@ -190,7 +190,8 @@ class Connector(Loadable, ABC):
             if error.nearest is None:
                 raise
             rows, cols = error.nearest
-            inputs = (_asked_for(key, cols * spec.stride, rows * spec.stride) for key, spec in encoders.items())
+            several = len(encoders) > 1
+            inputs = (_asked_for(f".{key}" * several, cols * e.stride, rows * e.stride) for key, e in encoders.items())
             raise IncompatiblePartsError(f"{error} ({', '.join(inputs)})") from error
 
     def native(self, to: str) -> NativeProjector:
@@ -210,9 +211,8 @@ class Connector(Loadable, ABC):
 
 
 def _asked_for(key: str, width: int, height: int) -> str:
-    """An input size, and the option that sets it where it is square."""
-    option = "--encoder.size" if key == "main" else f"--encoder.{key}.size"
-    return f"an input of {width}x{height} pixels" + (f": {option} {width}" if width == height else "")
+    """An input size, and the option that most encoders have for one that is square."""
+    return f"an input of {width}x{height} pixels" + (f": --encoder{key}.size {width}" if width == height else "")
 
 
 def _no_project(self: Connector, features: Features) -> Tensor:

@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_AT_ONCE = 1 << 20
-"""Logits that are widened to fp32 at a time: what a cache holds."""
+_AT_ONCE = {"cpu": 1 << 20}
+"""Logits that are widened to fp32 at a time, by the kind of device: on a CPU what a cache holds."""
+_ELSEWHERE = 1 << 26
+"""Where each piece is some launches of kernels."""
 
 
 def summed_cross_entropy(
@@ -63,5 +65,5 @@ class _SummedCrossEntropy(torch.autograd.Function):
 def _pieces(logits_KV: Tensor) -> Iterator[slice]:
     """Rows, a few at a time."""
     count, vocabulary = logits_KV.shape
-    few = max(1, _AT_ONCE // vocabulary)
+    few = max(1, _AT_ONCE.get(logits_KV.device.type, _ELSEWHERE) // vocabulary)
     return (slice(start, start + few) for start in range(0, count, few))

@@ -112,7 +112,7 @@ def _attend_pieces(
     outputs = [
         _attend(q, k, v, piece.mask_B1LM, scale, softcap, dropout, piece.mask_B1LM is None) for piece, q, k, v in each
     ]
-    return torch.cat([q_SHK[:0], *(rearrange(out, "B H L K -> (B L) H K") for out in outputs)])
+    return torch.cat([rearrange(out, "B H L K -> (B L) H K") for out in outputs] or [q_SHK])
 
 
 def _attend(

@@ -8,6 +8,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from beni.errors import CheckpointError
 from beni.weights import sha256
 
@@ -57,6 +59,15 @@ def _words(folder: Path, pointer: str) -> list[str]:
 def steps_of(checkpoint: Path) -> int:
     """Of a committed checkpoint, by its name."""
     return int(checkpoint.name.removeprefix("step-"))
+
+
+def computed_in(path: Path) -> torch.dtype | None:
+    """In which precision the run of a checkpoint is computed; None where that cannot be read (`verify` says why)."""
+    try:
+        name = json.loads((path / STATE).read_text())["facts"]["required"]["dtype"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return {"torch.float32": torch.float32, "torch.bfloat16": torch.bfloat16}.get(name)
 
 
 def verify(path: Path) -> dict[str, Any]:

@@ -116,6 +116,8 @@ def save_model(folder: Path, built: Built, adapters: list[Adapters], processes: 
         with room(folder):
             save_adapters(folder / "adapters", adapters, state)
             built.model.save_pretrained(folder / "model", state_dict=merge(built.model, restored(built.model, state)))
+            built.model.config.dtype = "float32"  # whatever the model's first parameter is kept in
+            built.model.config.save_pretrained(folder / "model")
             BeniProcessor(built.tokenizer, built.composer).save_pretrained(folder / "model")
     processes.barrier()
 

@@ -18,7 +18,7 @@ from beni.model.parts import stacks
 from beni.processes import Processes
 from beni.training.compiled import compile_blocks
 from beni.training.loading import handed_over
-from beni.training.masters import Masters
+from beni.training.masters import Lowered, Masters
 from beni.training.recompute import checkpoint_activations
 
 
@@ -50,7 +50,7 @@ def parallelize(
         if dtype is not torch.float32:
             masters = Masters(model, dtype)
             for block in chain.from_iterable(stacks(model)):
-                block.forward = masters.inside(block.forward)
+                block.forward = Lowered(block.forward, masters)
         checkpoint_activations(model, options)
         return
     checkpoint_activations(model, options)

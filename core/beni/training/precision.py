@@ -11,12 +11,17 @@ WIDE = 512
 """From this width of the language model on, bf16 is faster than fp32 on a CPU with AMX (docs/performance.md)."""
 
 
-def precision(wanted: str, model: BeniForConditionalGeneration, processes: Processes) -> torch.dtype:
+def precision(
+    wanted: str, model: BeniForConditionalGeneration, processes: Processes, begun: torch.dtype | None = None
+) -> torch.dtype:
     """The dtype of the computation; parameters are kept in fp32. What the first process says goes for all.
 
     Args:
-        wanted: `fp32`, `bf16`, or `auto`: bf16 where it is faster.
+        wanted: `fp32`, `bf16`, or `auto`: that of the run that is continued, else bf16 where it is faster.
+        begun: in which the run that is continued was computed.
     """
+    if wanted == "auto" and begun is not None:
+        return begun
     if wanted == "auto":
         wanted = processes.from_main("bf16" if _gains(model, processes.device) else "fp32")
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]

@@ -22,7 +22,7 @@ from beni.interfaces import Stream
 from beni.model.build import Built
 from beni.processes import Processes
 from beni.sample import Sample
-from beni.training import compiled, features, freeze
+from beni.training import committed, compiled, features, freeze
 from beni.training.adapters import Adapters, add_adapters
 from beni.training.budget import steps_of
 from beni.training.loading import load_once
@@ -82,7 +82,8 @@ def prepare(config: RunConfig, procs: Processes, resumed_from: Path | None, judg
         parse(spec)  # what is wrong with it is told before anything is loaded
     quotas = _quotas(config, sources)
     built = load_once(config, _texts(sources, quotas), procs)
-    dtype = precision(config.run.dtype, built.model, procs)
+    begun = None if resumed_from is None else committed.computed_in(resumed_from)
+    dtype = precision(config.run.dtype, built.model, procs, begun)
     _check_judged(config.data, built.composer)
     rows, feed = _feed(config, built, sources, quotas)
     quantized = quantize(built.model, config.peft.quant, procs.device)
