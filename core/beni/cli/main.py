@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(command: str, arguments: Sequence[str] | None = None, program: str | None = None) -> None:
     """Run one command; scripts in `experiments/` come in here."""
-    from beni.cli import (  # torch and transformers are imported only when a command runs
+    from beni.cli import (  # gradio, jinja and the like are imported only when a command runs
         chat,
         check,
         commands,

@@ -51,12 +51,12 @@ def parallelize(
             masters = Masters(model, dtype)
             for block in chain.from_iterable(stacks(model)):
                 block.forward = Lowered(block.forward, masters)
-        checkpoint_activations(model, options)
-        return
     checkpoint_activations(model, options)
+    if processes.mesh is None:
+        return
     mesh = processes.mesh if processes.mesh.shape[0] > 1 else processes.mesh["shard"]
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    elsewhere = {m for key in frozen for m in model.encoders[key].modules()} if processes.world > 1 else set()
+    elsewhere = {m for key in frozen for m in model.encoders[key].modules()}
     for unit in handed_over(model, units(model), processes):
         if unit not in elsewhere or options.frozen_encoders == "sharded":
             fully_shard(unit, mesh=mesh, mp_policy=policy)
