@@ -1,4 +1,4 @@
-"""`--dtype auto` is bf16 where that is faster: on GPUs that have it, and on CPUs with AMX for wide language models."""
+"""`--dtype auto` is bf16 where that is faster: on GPUs that have it, and on CPUs that do, for wide language models."""
 
 from pathlib import Path
 
@@ -14,19 +14,26 @@ from tests.training.small import small_run
 
 
 @pytest.mark.parametrize(
-    ("amx", "wide", "wanted", "expected"),
+    ("amx", "avx", "wide", "wanted", "expected"),
     [
-        (True, True, "auto", torch.bfloat16),
-        (True, False, "auto", torch.float32),
-        (False, True, "auto", torch.float32),
-        (False, False, "bf16", torch.bfloat16),
-        (True, True, "fp32", torch.float32),
+        (True, False, True, "auto", torch.bfloat16),
+        (False, True, True, "auto", torch.bfloat16),
+        (True, True, False, "auto", torch.float32),
+        (False, False, True, "auto", torch.float32),
+        (False, False, False, "bf16", torch.bfloat16),
+        (True, True, True, "fp32", torch.float32),
     ],
 )
 def test_auto(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amx: bool, wide: bool, wanted: str, expected: torch.dtype
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    amx: bool,
+    avx: bool,
+    wide: bool,
+    wanted: str,
+    expected: torch.dtype,
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    _cpu_with(monkeypatch, amx=amx, avx=avx)
     config = small_run(tmp_path)
     model = build(config, ["x"]).model
     monkeypatch.setattr(module, "WIDE", 32 if wide else 33)
@@ -36,10 +43,15 @@ def test_auto(
 
 
 def test_a_run_goes_on_in_the_precision_it_began_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where its machine has no AMX."""
+    """Also on another machine, whose CPU cannot multiply bf16."""
     monkeypatch.setattr(module, "WIDE", 32)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    _cpu_with(monkeypatch, amx=True)
     train(small_run(tmp_path / "run", run={"checkpoint_every": 2}))
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    _cpu_with(monkeypatch)
     (tmp_path / "run" / "checkpoints" / "latest").write_text("step-00000002")
     assert train(small_run(tmp_path / "run", run={"checkpoint_every": 2, "resume": "auto"}))["dtype"] == "bfloat16"
+
+
+def _cpu_with(monkeypatch: pytest.MonkeyPatch, amx: bool = False, avx: bool = False) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)

@@ -8,7 +8,7 @@ from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
 
 WIDE = 512
-"""From this width of the language model on, bf16 is faster than fp32 on a CPU with AMX (docs/performance.md)."""
+"""From this width of the language model on, bf16 is faster than fp32 on CPUs that multiply it (docs/performance.md)."""
 
 
 def precision(
@@ -31,4 +31,9 @@ def _gains(model: BeniForConditionalGeneration, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     table: Any = model.get_input_embeddings()
-    return bool(torch.cpu._is_amx_tile_supported()) and table.weight.shape[1] >= WIDE
+    return _multiplied_by_cpu() and table.weight.shape[1] >= WIDE
+
+
+def _multiplied_by_cpu() -> bool:
+    """Whether the CPU has instructions that multiply bf16: AMX, or AVX512-BF16."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
