@@ -188,6 +188,8 @@ def _unknown(kind: str, reference: str, by_name: dict[str, list[Plugin]]) -> str
         return f"no installed package offers {kind} '{reference}'; '{name}' comes from {owners}"
     close = difflib.get_close_matches(reference, by_name, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
+    if kind == "source" and Path(reference).exists():
+        hint = f"that is a file: say what reads it, as in NAME:{reference}; "
     others = "others come with a package (pip install …) or as path/to/file.py:Class"
     if kind == "llm":
         others = f"a Hugging Face model is written owner/name or hf:NAME, a local one as its folder; {others}"

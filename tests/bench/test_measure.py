@@ -21,7 +21,7 @@ from beni.training.loop import train_loop
 from beni.training.prepare import prepare
 from tests.training.small import FUSIONS, SHAPES, small_run, text_file
 
-PLAN = Windows(warmup=2, windows=3, window_steps=2, profiled=1)
+PLAN = Windows(warmup_steps=2, windows=3, window_steps=2, profiled=1)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -35,7 +35,7 @@ def test_figures_are_those_of_the_rows(tmp_path: Path, fusion: str) -> None:
         run = prepare(config, procs, None)
         freeze.apply(run.built.model, run.table)
         meter = FlopMeter(run.built.model)
-        steps = list(batches(run.feed, Position().place, PLAN.total, 0))[PLAN.warmup : PLAN.timed]
+        steps = list(batches(run.feed, Position().place, PLAN.total, 0))[PLAN.warmup_steps : PLAN.timed]
     rows = [each for _, step in steps for each in step]
     samples, images = sum(r.stats.samples for r in rows), sum(r.stats.images for r in rows)
     assert any(not r.stats.images for r in rows) and images
@@ -149,7 +149,7 @@ def test_data_of_which_nothing_can_be_read_is_told(tmp_path: Path) -> None:
     ]
     (tmp_path / "bad.json").write_text(json.dumps(items))
     config = small_run(tmp_path / "run", data={"data": [f"llava:{tmp_path / 'bad.json'}"]})
-    with pytest.raises(DataError, match=r"no sample could be trained on: sample 'n\d'"):
+    with pytest.raises(DataError, match=r"none of the first \d+ samples can be trained on; 'n\d': .*gone\.png"):
         measure(config, PLAN)
 
 

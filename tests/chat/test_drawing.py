@@ -3,9 +3,10 @@
 import re
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from beni.chat.drawing import LONGEST_SIDE, RAMP, legend, overlay, overlays
+from beni.chat.drawing import LEAST_SCALE, LONGEST_SIDE, RAMP, legend, overlay, overlays
 
 
 def test_the_hottest_cell_has_the_strongest_colour() -> None:
@@ -21,9 +22,20 @@ def test_the_hottest_cell_has_the_strongest_colour() -> None:
 def test_pictures_share_a_scale_of_weight_per_area() -> None:
     """Half of the weight on a quarter of the area is hotter than half of it on all."""
     small, large = Image.new("RGB", (32, 32)), Image.new("RGB", (64, 64))
-    first, second = overlays([small, large], [np.full((96, 96), 0.5 / 96**2)] * 2)
+    (first, second), _ = overlays([small, large], [np.full((96, 96), 0.5 / 96**2)] * 2)
     assert np.asarray(first).mean() > np.asarray(second).mean()
-    assert np.asarray(overlays([small], [np.zeros((96, 96))])[0]).std() < 20
+    assert np.asarray(overlays([small], [np.zeros((96, 96))])[0][0]).std() < 20
+
+
+def test_the_scale_is_in_multiples_of_an_even_look() -> None:
+    """However much weight a picture has: an even look is a quarter of the scale, and all in one cell is its end."""
+    picture, spot = Image.new("RGB", (64, 64)), np.zeros((8, 8))
+    spot[3, 3] = 0.1
+    for weight in (0.1, 0.9):
+        [even], times = overlays([picture], [np.full((8, 8), weight / 64)])
+        assert times == LEAST_SCALE
+        assert np.array_equal(np.asarray(even), np.asarray(overlay(picture, np.full((8, 8), 0.25), 1.0)))
+    assert overlays([picture], [spot])[1] == pytest.approx(64)
 
 
 def test_the_legend_shows_what_is_drawn() -> None:

@@ -123,7 +123,7 @@ def test_a_refused_question_is_told_beside_the_talk_and_stays_in_the_box(
         assert [said(shown[1 + 5 * number]) for number in range(2)] == [said(before[1]), said(before[6])]
 
     refused(question(" "), "there is no question: .*")
-    refused(question("what?", str(tmp_path / "no.png")), ".*(is not in any image format|cannot be read).*")
+    refused(question("what?", str(tmp_path / "no.png")), "image no.png (is not in any image format|cannot be read).*")
     refused(
         question("<image> or <image>?", picture),
         "the question has 2 &lt;image&gt; marks but 1 picture: write a mark .*",

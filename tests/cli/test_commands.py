@@ -24,7 +24,8 @@ def test_what_was_left_out_or_not_judged_is_told(
 ) -> None:
     assert told(ENDED, monkeypatch, capsys) == ""
     short = ENDED | {"unusable_samples": 1, "skipped_samples": 2}
-    assert told(short, monkeypatch, capsys).startswith("3 samples were left out")
+    assert told(short, monkeypatch, capsys).startswith("3 samples left out")
+    assert told(ENDED | {"skipped_samples": 1}, monkeypatch, capsys).startswith("1 sample left out")
     unjudged = ENDED | {"accuracy": None, "evaluations": {}}
     assert told(unjudged, monkeypatch, capsys).startswith("nothing was judged: say with --eval-data")
 

@@ -1,6 +1,8 @@
 """What `beni new-plugin` writes works as it is."""
 
 import ast
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -26,6 +28,20 @@ def test_a_new_part_keeps_what_its_kind_promises(kind: str, tmp_path: Path) -> N
     outcomes = [run(suite, name) for name in checks(suite) if not hasattr(getattr(SUITES[kind], name), "spawns")]
     assert len(outcomes) > 12
     assert not [outcome for outcome in outcomes if outcome.status == "failed"]
+
+
+def test_its_tests_need_none_of_the_options_of_tests_around_it(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\naddopts = '--no-such-option'\n")
+    folder = write("row-pool", "connector", tmp_path)
+    (folder / "tests" / "test_row_pool.py").write_text("def test_it(): pass\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)

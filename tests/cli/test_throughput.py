@@ -13,7 +13,8 @@ from beni.config import RunConfig
 from tests.bench.test_page import ROW
 
 SMALL = (
-    "--data shapes?images=12 --workers 0 --rows 1 --row-tokens 512 --device cpu --warmup 1 --windows 2 --window-steps 1"
+    "--data shapes?images=12 --workers 0 --rows 1 --row-tokens 512 --device cpu "
+    "--warmup-steps 1 --windows 2 --window-steps 1"
 )
 TINY = "--encoder.size 16 --encoder.stem 8 --encoder.blocks 0 --encoder.layers 1 --encoder.width 16 --encoder.heads 2"
 

@@ -103,6 +103,8 @@ def test_unknown_names_get_the_closest() -> None:
         find("connector", "percever")
     with pytest.raises(PluginError, match="owner/name"):
         find("llm", "gpt2")
+    with pytest.raises(PluginError, match=f"that is a file: say what reads it, as in NAME:{__file__};"):
+        find("source", __file__)
 
 
 def test_a_class_by_module() -> None:

@@ -27,7 +27,7 @@ SMALL: dict[str, dict[str, list[str]]] = {
     "sweep": {"--steps": ["2"], "--eval-limit": ["4"], "--eval-every": ["1000"], "--workers": ["0"]},
     "evaluate": {"--limit": ["4"]},
     "throughput?": {"--data": ["shapes?images=60"]},
-    "throughput": {"--warmup": ["1"], "--windows": ["1"], "--window-steps": ["1"], "--row-tokens": ["512"]},
+    "throughput": {"--warmup-steps": ["1"], "--windows": ["1"], "--window-steps": ["1"], "--row-tokens": ["512"]},
 }
 """Options of beni's commands here; under `COMMAND?` those that they get unless the page has others (`warm.shrunk`)."""
 RUN_BY = {"bash", "python"}

@@ -57,7 +57,7 @@ def test_what_is_typed_is_run_with_less_to_do() -> None:
         ("python experiments/run.py --stepz 3", "unknown option --stepz: did you mean --steps"),
         ("python experiments/evaluate.py --model m --limit few", "--limit few: not a whole number"),
         ("beni sweep --connector mlp perceiver --steps 10 2O", "--steps 2O: not a whole number"),
-        ("python benchmarks/throughput.py --warmup long", "--warmup long: not a whole number"),
+        ("python benchmarks/throughput.py --warmup-steps long", "--warmup-steps long: not a whole number"),
         ("beni throughput --row-tokens many", "--row-tokens many: not a whole number"),
     ],
 )

@@ -17,7 +17,8 @@ GUIDE = ROOT / "docs" / "write-a-plugin.md"
 
 @pytest.mark.slow
 def test_the_guide_runs(environment: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    for name in ("experiments", "pyproject.toml"):  # as in a clone, whose options of pytest are not the package's
+        (tmp_path / name).symlink_to(ROOT / name)
     shown, checked, tested, trained, _ = run_page(GUIDE, tmp_path, environment)
     assert "row_pool.part:RowPool (row-pool 0.1.0)" in shown
     assert "failed" not in checked and re.search(r"(\d+) checks in \d+ s: \1 ok\n$", checked), checked

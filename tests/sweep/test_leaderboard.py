@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from beni.sweep.cells import Cell
 from beni.sweep.leaderboard import (
     EXAMPLES,
     Failure,
     Progress,
+    Said,
     Trial,
     judged_samples,
     markdown,
@@ -19,7 +21,7 @@ from beni.sweep.leaderboard import (
     write_leaderboard,
 )
 from beni.sweep.standings import Standings, stand
-from tests.sweep.runs import captioned, cell, ran
+from tests.sweep.runs import answered, captioned, cell, ran
 
 PROGRESS = Progress(
     command="beni sweep --connector mlp perceiver",
@@ -56,8 +58,32 @@ def test_a_page_of_everything(tmp_path: Path) -> None:
     assert "data:image/png;base64," in page and "type=<wbr>even" in page and "Quality against cost" in page
     assert "it &lt;b&gt;cannot&lt;/b&gt;" in page and "<b>cannot" not in page and "&lt;no&gt;" in page
     assert '<td class="n">0.001</td><td class="n">0.25</td><td>chosen</td>' in page
-    assert "<dt><span" in page and "2 of 2 right" in page
+    assert "<dt><span" in page and "right with 2 of 2 seeds" in page
     assert sorted(p.name for p in tmp_path.iterdir()) == ["leaderboard.csv", "leaderboard.html", "leaderboard.md"]
+
+
+def test_speeds_that_differ_from_seed_to_seed_are_told(tmp_path: Path) -> None:
+    runs = [ran([True] * 8, seed=n, samples_per_s=speed) for n, speed in enumerate((332, 1475, 904))]
+    noisy, calm = stand([(cell(), 1e-3, runs)]), stand([(cell(), 1e-3, [runs[0], replace(runs[0], seed=1)])])
+    assert "the machine did something else as well: mlp 332 to 1,475." in markdown(noisy, PROGRESS)
+    assert "something else" not in markdown(calm, PROGRESS)
+
+
+def test_what_is_the_same_for_all_and_what_a_cache_spares_is_told(tmp_path: Path) -> None:
+    write_leaderboard(tmp_path, made(tmp_path), PROGRESS)
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert "The same for all: steps 10. " in page, "rates and seeds differ, and have columns"
+    assert "behind the feature cache" not in page
+    config = replace(cell().config, run=replace(cell().config.run, feature_cache="somewhere"))
+    write_leaderboard(tmp_path, stand([(Cell({}, config), 1e-3, [ran([True] * 8, folder=tmp_path / "runs/x")])]), PROGRESS)
+    assert "behind the feature cache" in (tmp_path / "leaderboard.html").read_text()
+
+
+def test_answers_of_seeds_that_differ_are_all_shown() -> None:
+    right, wrong = answered([True, False])
+    both = Said.of([wrong, right, right])
+    assert (both.text, both.colour, both.gets) == ("yes or <no>", "", 2)
+    assert Said.of([right, right]).colour == "right" and Said.of([wrong]).colour == "wrongly"
 
 
 def compared(folder: Path, seeds: dict[str, int]) -> str:

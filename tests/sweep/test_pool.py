@@ -1,11 +1,18 @@
 """Runs in processes of their own: what becomes of failures, and of runs whose sweep is gone."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import pytest
+
 from beni.config import RunConfig
+from beni.errors import Stopped
 from beni.sweep.child import ORPHANED
 from beni.sweep.pool import Ended, Pool
 from tests.training.small import small_run
@@ -27,6 +34,22 @@ def test_a_failure_is_told_and_keeps_no_other_from_running(tmp_path: Path) -> No
     written = (tmp_path / "whole" / "result.json").stat().st_mtime_ns
     Pool(1).run([whole], ended)
     assert (tmp_path / "whole" / "result.json").stat().st_mtime_ns == written, "what has ended is not run again"
+
+
+def test_ctrl_c_lets_runs_save_and_says_so(tmp_path: Path) -> None:
+    """It goes to the sweep alone, which asks its runs."""
+    config = small_run(tmp_path / "run", optim={"steps": 10**6})
+    log = tmp_path / "run" / "metrics.jsonl"
+
+    def press() -> None:
+        while not (log.is_file() and log.stat().st_size):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(Stopped, match="the runs saved what they had, and the same command goes on"):
+        Pool(1).run([config], lambda *_: None)
+    assert (tmp_path / "run" / "checkpoints" / "latest").is_file()
 
 
 def test_a_run_ends_with_its_sweep(tmp_path: Path) -> None:

@@ -27,6 +27,11 @@ class Short(Mlp):
         return super().project(features)[:-1]
 
 
+class Narrow(Mlp):
+    def project(self, features: Features) -> Tensor:
+        return super().project(features)[:, :-1]
+
+
 class Mixing(Mlp):
     def project(self, features: Features) -> Tensor:
         out = super().project(features)
@@ -52,6 +57,21 @@ class Asking(Mlp):
     def project(self, features: Features) -> Tensor:
         tokens = super().project(features)
         return tokens if bool((tokens > 0).any()) else -tokens
+
+
+@torch.library.custom_op("beni_tests::kernel", mutates_args=())
+def kernel(x: Tensor) -> Tensor:
+    """Nobody knows what it multiplies."""
+    return x.clone()
+
+
+kernel.register_fake(torch.empty_like)
+kernel.register_autograd(lambda ctx, gradient: gradient)
+
+
+class OwnKernel(Mlp):
+    def project(self, features: Features) -> Tensor:
+        return kernel(super().project(features))
 
 
 class Crowded(Mlp):

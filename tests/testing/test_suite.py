@@ -10,6 +10,7 @@ from tests.testing import broken
 
 FOUND = [
     ("connector", "Short", "declared_counts_are_returned", "`project` and `out_grid` must agree"),
+    ("connector", "Narrow", "declared_counts_are_returned", "the last dimension must be `self.out_width`"),
     ("connector", "Mixing", "images_do_not_see_each_other", "depend on the other images"),
     ("connector", "Mixing", "packed_equals_separate", "differs by .* of its largest value"),
     ("connector", "Mixing", "images_of_other_documents_do_not_matter", "when another document's image changes"),
@@ -19,6 +20,7 @@ FOUND = [
     ("connector", "Detaching", "gradients_reach_what_is_trained_and_nothing_else", "encoders.main.* gets no gradient"),
     ("connector", "SinglePrecision", "bf16_is_near_fp32", "tokens are torch.float32"),
     ("connector", "Asking", "its_flops_are_those_of_its_passes", "does not run without values"),
+    ("connector", "OwnKernel", "its_flops_are_those_of_its_passes", "'beni_tests::kernel' has no formula"),
     ("connector", "Crowded", "its_flops_are_those_of_its_passes", "let the cost of an image depend on its layout"),
     ("connector", "Leftover", "gradients_reach_every_parameter", "unused gets no gradient.*leave it out"),
     ("connector", "Leftover", "a_row_without_images_sends_zero_gradients", "connector.unused.*would wait"),

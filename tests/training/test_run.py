@@ -208,6 +208,26 @@ def test_bad_images_are_skipped_and_listed_or_stop_the_run(tmp_path: Path) -> No
         train(small_run(tmp_path / "error", data={**spec, "on_bad_sample": "error"}, optim={"steps": 2}))
 
 
+def test_a_run_of_which_nothing_can_be_read_ends_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a"}]
+    items = [{"id": f"n{n}", "image": "gone.png", "conversations": talk} for n in range(8)]
+    (tmp_path / "bad.json").write_text(json.dumps(items))
+    data = {"data": [f"llava:{tmp_path / 'bad.json'}"], "eval_data": ["shapes?images=10"]}
+    train(small_run(tmp_path / "plan", data=data, run={"dry_run": True}))
+    assert "left out: 'n" in (said := capsys.readouterr().out) and "gone.png" in said
+    with pytest.raises(DataError, match=r"none of the first \d samples can be trained on; 'n\d': .*gone\.png"):
+        train(small_run(tmp_path / "run", data=data))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert not lines and not (tmp_path / "run" / "model").exists()
+
+
+def test_a_run_says_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(small_run(tmp_path / "run", optim={"steps": 1}))
+    said = capsys.readouterr()
+    assert said.out.startswith(f"run in {tmp_path / 'run'}\n")
+    assert f"wrote {tmp_path / 'run' / 'report.html'}, and the model to {tmp_path / 'run' / 'model'}" in said.err
+
+
 def _two_images(folder: Path) -> Path:
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""SIGTERM: a checkpoint, a code of its own, and a continuation with the same bits."""
+"""SIGTERM and Ctrl-C: a checkpoint, a code of its own, and a continuation with the same bits."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from beni.errors import Stopped
 from beni.testing.launch import run_ranks
 from beni.training import loop
 from beni.training.run import train
-from beni.training.stop import sigterm_noted
+from beni.training.stop import stop_noted
 from tests.training.small import small_run
 
 
@@ -71,13 +71,21 @@ def test_the_command_ends_with_its_own_code() -> None:
     assert (done.returncode, done.stderr) == (75, "error: stopped\n")
 
 
-def test_the_handler_before_is_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with sigterm_noted() as came:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_handler_before_is_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_noted() as came:
         assert not came()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert came()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_ctrl_c_interrupts(capsys: pytest.CaptureFixture[str]) -> None:
+    with stop_noted() as came, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert came() and "Ctrl-C once more" in capsys.readouterr().err
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_run_that_is_stopped_before_its_first_step_loses_nothing(
@@ -85,7 +93,7 @@ def test_a_run_that_is_stopped_before_its_first_step_loses_nothing(
 ) -> None:
     train(small_run(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr("beni.training.run.sigterm_noted", lambda: nullcontext(lambda: True))
+        patch.setattr("beni.training.run.stop_noted", lambda: nullcontext(lambda: True))
         with pytest.raises(Stopped, match="behind step 0 of 4"):
             train(small_run(tmp_path / "part"))
     train(small_run(tmp_path / "part", run={"out": str(tmp_path / "part"), "resume": "auto"}))

@@ -1,7 +1,7 @@
 """Measures one combination of parts: the training of a run, for some steps, with a stopwatch beside it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -34,7 +34,7 @@ from beni.training.metrics import peak_memory_bytes
 from beni.training.prepare import Run, prepare
 from beni.training.ready import ready
 from beni.training.stopwatch import WAIT, Stopwatch, waited
-from beni.training.totals import Totals
+from beni.training.totals import Totals, why_none
 
 REST = "rest"
 """Of a step: clipping, logging, and everything else that is not timed by itself."""
@@ -44,7 +44,7 @@ REST = "rest"
 class Windows:
     """How many steps are measured."""
 
-    warmup: int = 10
+    warmup_steps: int = 10
     """Steps before anything is measured."""
     windows: int = 5
     """Stretches of steps; figures are medians over them."""
@@ -56,7 +56,7 @@ class Windows:
     @property
     def timed(self) -> int:
         """Steps that are measured or come before."""
-        return self.warmup + self.windows * self.window_steps
+        return self.warmup_steps + self.windows * self.window_steps
 
     @property
     def total(self) -> int:
@@ -116,7 +116,7 @@ def _measure(config: RunConfig, procs: Processes, plan: Windows) -> dict[str, An
     for window in recorder.windows:
         window.count(meter)
     if not procs.sum(sum(window.samples for window in recorder.windows))[0]:
-        raise DataError(f"no sample could be trained on: {_first_bad(recorder.bad)}")
+        raise DataError(why_none(recorder.bad))
     return _row(run, recorder, peak)
 
 
@@ -143,14 +143,14 @@ class _Recorder:
     def after_step(self, step: StepReport) -> None:
         done, plan = step.position.steps, self.plan
         self.bad.update(pair for batch in step.batches for pair in batch.stats.bad)
-        if plan.warmup < done <= plan.timed:
+        if plan.warmup_steps < done <= plan.timed:
             self.open.add(step.batches, self.meter)
-        boundary = plan.warmup <= done <= plan.timed and (done - plan.warmup) % plan.window_steps == 0
+        boundary = plan.warmup_steps <= done <= plan.timed and (done - plan.warmup_steps) % plan.window_steps == 0
         if not boundary and done != plan.total:
             return
         times = self.watch.read()
         seconds = time.perf_counter() - self.clock
-        if boundary and done > plan.warmup:
+        if boundary and done > plan.warmup_steps:
             self.open.seconds, self.open.times = seconds, times
             self.windows.append(self.open)
         if self.profiling:
@@ -202,11 +202,6 @@ def _row(run: Run, recorder: _Recorder, peak: Peak | None) -> dict[str, Any]:
         "trainable_parameters": sum(row.trained for row in run.table),
         "estimates_per_sample": _estimates(run, whole.tokens / whole.samples),
     }
-
-
-def _first_bad(bad: Mapping[str, str]) -> str:
-    name, why = next(iter(bad.items()), ("", "the rows are empty"))
-    return f"sample '{name}': {why}" if name else why
 
 
 def _split(windows: Sequence[Totals], regime: Regime | None) -> dict[str, float]:

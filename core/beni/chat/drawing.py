@@ -13,6 +13,8 @@ RAMP = ((43, 21, 77), (140, 34, 110), (224, 83, 63), (252, 173, 55), (252, 250, 
 """Colours of no weight up to the largest: dark violet, red, yellow, and each lighter than the one before."""
 FAINTEST, STRONGEST = 0.2, 0.8
 """How much of the colour covers the grey picture, where there is no weight and where it is largest."""
+LEAST_SCALE = 4.0
+"""So many times the weight of an even look, at least, is the strongest colour: an even look has no bright spot."""
 
 
 def overlay(picture: Image.Image, heat: np.ndarray, most: float) -> Image.Image:
@@ -51,9 +53,15 @@ def _paint(level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return colours, (FAINTEST + (STRONGEST - FAINTEST) * level)[..., None]
 
 
-def overlays(pictures: Sequence[Image.Image], heats: Sequence[np.ndarray]) -> list[Image.Image]:
-    """Several pictures under one scale of colours: of weight per area, whatever their sizes."""
+def overlays(pictures: Sequence[Image.Image], heats: Sequence[np.ndarray]) -> tuple[list[Image.Image], float]:
+    """Several pictures under one scale of colours: of weight per area, whatever their sizes.
+
+    Returns:
+        The pictures, and what the strongest colour stands for, in multiples of what each place would have if the same
+        weight lay evenly on all pictures.
+    """
     areas = [picture.width * picture.height for picture in pictures]
     density = [heat * heat.size / area for heat, area in zip(heats, areas, strict=True)]
-    most = max((float(each.max()) for each in density), default=0.0)
-    return [overlay(picture, each, most) for picture, each in zip(pictures, density, strict=True)]
+    even = sum(float(heat.sum()) for heat in heats) / sum(areas)
+    times = max(LEAST_SCALE, max(float(each.max()) for each in density) / even) if even else LEAST_SCALE
+    return [overlay(picture, each, times * even) for picture, each in zip(pictures, density, strict=True)], times

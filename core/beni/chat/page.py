@@ -4,8 +4,9 @@ Needs Gradio (the extra `demo`).
 """
 
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -77,7 +78,7 @@ def page(talkers: Sequence[Talker]) -> gr.Blocks:
                 yield {box: _READY, session: now, **_show(now, columns)}
             except BeniError as error:
                 # an error of Gradio's would be drawn over the whole talk
-                gr.Warning(html.escape(str(error)), duration=None)
+                gr.Warning(html.escape(_as_named(str(error), message)), duration=None)
                 yield {box: _READY | {"value": message}, session: before, **_show(before, columns)}
 
         sent = gr.MultimodalTextbox(visible=False)
@@ -229,6 +230,13 @@ def _look_again(number: int) -> Callable[..., tuple[Any, ...]]:
     return look
 
 
+def _as_named(text: str, message: Mapping[str, Any]) -> str:
+    """Pictures as the reader knows them: without the folders in which Gradio keeps them."""
+    for path in message.get("files") or ():
+        text = text.replace(path, Path(path).name)
+    return text
+
+
 def messages(said: Conversation) -> list[dict[str, Any]]:
     """A conversation as Gradio wants it: pictures, and texts, each by itself."""
     found = []
@@ -259,12 +267,13 @@ def maps(looks: Looks, sight: int = 0, layer: int = ALL_LAYERS, word: int = ALL_
         for number, picture in enumerate(looks.pictures)
     ]
     figures = []
-    for number, (drawn, heat) in enumerate(zip(overlays(looks.pictures, heats), heats, strict=True), start=1):
+    overlaid, times = overlays(looks.pictures, heats)
+    for number, (drawn, heat) in enumerate(zip(overlaid, heats, strict=True), start=1):
         name = f"picture {number}" if len(heats) > 1 else "the picture"
         told = f"{heat.sum():.0%} of the weight on {name}"
         image = f"<img src='{embed(drawn, LONGEST_SIDE).uri}' alt='heat map: {told}'>"
         figures.append(f"<figure>{image}<figcaption>{told}</figcaption></figure>")
     rest = max(0.0, 1 - sum(float(heat.sum()) for heat in heats))
     scale = f"<i style='background: {legend()}'></i>"
-    note = f"<p class='note'>none {scale} most; {rest:.0%} of the weight elsewhere</p>"
+    note = f"<p class='note'>none {scale} {times:.1f} times an even look; {rest:.0%} of the weight elsewhere</p>"
     return f"<div class='figures'>{''.join(figures)}</div>{note}"

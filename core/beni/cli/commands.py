@@ -17,7 +17,7 @@ from beni.cli.options import parse, parse_stages
 from beni.cli.printed import printed
 from beni.config import RunOptions, choose
 from beni.data.spec import judged
-from beni.errors import BeniError, ConfigError, PluginError
+from beni.errors import BeniError, ConfigError, PluginError, counted
 from beni.eval.figure import FIGURES
 from beni.eval.generate import Sampling, answer_texts
 from beni.eval.judge import judge, subset
@@ -53,7 +53,7 @@ def _headline(result: dict[str, Any]) -> None:
         tqdm.write(printed(shown), file=sys.stdout)
         if missing := (result.get("unusable_samples") or 0) + (result.get("skipped_samples") or 0):
             tqdm.write(
-                f"{missing} samples were left out: report.html and result.json say which and why", file=sys.stderr
+                f"{counted(missing, 'sample')} left out: report.html and result.json say which and why", file=sys.stderr
             )
         if not result.get("evaluations"):
             tqdm.write("nothing was judged: say with --eval-data on what", file=sys.stderr)
@@ -99,6 +99,9 @@ def evaluate(arguments: Sequence[str], program: str) -> None:
                 model, composer, chosen, procs, options.batch, options.max_new_tokens, options.blind, label=name
             )
             report[name] = summary(predictions)
+            if procs.is_main and (failed := [p for p in predictions if p.error]):
+                told = f"{name}: {counted(len(failed), 'item')} could not be read, and counted as wrong"
+                print(f"{told}; '{failed[0].id}': {failed[0].error}", file=sys.stderr)
             everything += predictions
         if procs.is_main:
             if options.out:

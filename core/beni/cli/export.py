@@ -16,7 +16,7 @@ from beni.export.export import export as export_model
 class ExportOptions:
     """Write a saved model as a class that Transformers has itself, if that class computes the same."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder of a saved model (RUN/model)."""
     to: Annotated[str, tyro.conf.arg(help=f"The class's family: {', '.join(TARGETS)}.")]
     out: str

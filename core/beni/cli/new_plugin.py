@@ -29,7 +29,7 @@ FILES = {
 class NewPluginOptions:
     """Write a package with a part that passes `beni check`: a starting point."""
 
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name of the package and its folder; the part's name has _ for -."""
     kind: Literal["connector", "encoder", "fusion", "view"] = "connector"
     """What kind of part it is."""

@@ -35,7 +35,7 @@ class ThroughputOptions:
 
     all: bool = False
     """Go through all installed connectors and fusions, but for a kind that is named."""
-    warmup: int = DEFAULT.warmup
+    warmup_steps: int = DEFAULT.warmup_steps
     """Steps before anything is measured."""
     windows: int = DEFAULT.windows
     """Stretches of steps that are measured; figures are medians over them."""
@@ -52,13 +52,13 @@ def throughput(arguments: Sequence[str], program: str) -> None:
     """Measure, print a table, and write the reports."""
     words, rest = split_own(ThroughputOptions, arguments)
     options = parse(ThroughputOptions, words, program)
-    if min(options.warmup, options.windows - 1, options.window_steps - 1) < 0:
-        raise ConfigError("--warmup cannot be negative, --windows and --window-steps are 1 at least")
+    if min(options.warmup_steps, options.windows - 1, options.window_steps - 1) < 0:
+        raise ConfigError("--warmup-steps cannot be negative, --windows and --window-steps are 1 at least")
     chosen = combinations(rest, every=options.all)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (len(chosen) > 1 or options.scaling):
         raise ConfigError("several processes measure one combination at a time, and no --scaling")
     folder = _folder(options.out)
-    plan = Windows(options.warmup, options.windows, options.window_steps)
+    plan = Windows(options.warmup_steps, options.windows, options.window_steps)
     rows: list[dict[str, Any]] = []
     refused: list[Refused] = []
     configs: list[RunConfig] = []

@@ -36,6 +36,8 @@ def turns_of(talk: Any, where: str) -> list[Turn]:
     for said in talk:
         for role, content in _said(said):
             text = content if isinstance(content, str) else _flatten(content)
+            if isinstance(role, str) and role not in ROLES:
+                raise DataError(f"{where}: turn {len(turns)} is of '{role}', and not of {', '.join(ROLES)}")
             if role not in ROLES or text is None:
                 raise DataError(
                     f"{where}: turn {len(turns)} is not {{role, content}}, {{from, value}} or {{user, assistant}}"

@@ -194,7 +194,7 @@ def loader(dataset: Any, workers: int, ahead: int, **options: Any) -> DataLoader
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_outlive_sigterm if workers else None,
+        worker_init_fn=_outlive_a_stop if workers else None,
         generator=torch.Generator(),  # of its own: torch would draw from the one that dropout uses
         collate_fn=_unchanged,
         **options,
@@ -233,9 +233,10 @@ def worker_deaths_told(started: Sequence[BaseProcess]) -> Iterator[None]:
         ) from error
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """A scheduler sends SIGTERM to everybody; the training process needs its workers until it has saved."""
+def _outlive_a_stop(worker: int) -> None:
+    """Schedulers and terminals tell everybody to stop; the training process needs its workers until it has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Once:

@@ -267,10 +267,12 @@ def _told() -> Iterator[None]:
     """A part may raise anything; its author is told what."""
     try:
         yield
+    except PluginError:
+        raise
     except Exception as error:
         raise PluginError(
             f"the FLOPs of this model cannot be counted: a part of it does not run without values, on PyTorch's "
-            f"meta device ({type(error).__name__}: {first_line(error)})"
+            f"meta device ({type(error).__name__}: {first_line(error)}); see docs/flops.md"
         ) from error
 
 

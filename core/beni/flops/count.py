@@ -2,7 +2,8 @@
 
 A multiplication with an addition is two operations; only what multiplies matrices counts, as in every model FLOPs
 figure: matrix products, convolutions, and whatever has a formula in `torch.utils.flop_counter.flop_registry`. A part
-that calls a kernel of its own registers a formula for it there (`register_flop_formula`).
+that calls a kernel of its own registers a formula for it there (`register_flop_formula`): without one nobody knows what
+it multiplies, and nothing is counted at all.
 
 The backward pass is derived, not run: a product of two operands costs as much again for each operand that needs a
 gradient. So what is frozen and reached by no gradient costs its forward pass alone, a frozen weight with a gradient
@@ -22,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from beni.errors import PluginError
+
 Result = TypeVar("Result")
 
 _ATEN = torch.ops.aten
@@ -29,6 +32,8 @@ _BIASED = {_ATEN.addmm, _ATEN.baddbmm}
 """Products whose first argument is only added."""
 _PRODUCTS = {_ATEN.mm, _ATEN.bmm, _ATEN.convolution}
 """Products of their first two arguments."""
+_KNOWN = {"aten", "prim", "prims", "torchvision", "c10d", "_c10d_functional", "fsdp", "profiler"}
+"""Namespaces of operations that multiply no matrices where they have no formula."""
 _MOST = 2
 """What a backward pass costs at most, in forward passes: of an operation that fuses several products, also if it has
 more inputs."""
@@ -99,6 +104,9 @@ def count(
 
     Returns:
         The result, and the count by part, without parts that compute nothing.
+
+    Raises:
+        PluginError: an operation of somebody's own that has no formula.
     """
     counter = _Counter(rest, kept)
     with counter.inside(parts, recomputed), torch.enable_grad(), counter:
@@ -124,6 +132,11 @@ class _Counter(TorchDispatchMode):
             self._add(self.counts, Flops(forward, forward * _gradients(op._overloadpacket, args, kwargs)))
             if self.recomputed and op not in self.kept:
                 self._add(self.recomputed[-1], Flops(again=forward))
+        elif op.namespace not in _KNOWN:
+            raise PluginError(
+                f"operation '{op.name()}' has no formula for its FLOPs: register one with torch.utils.flop_counter."
+                f"register_flop_formula, which returns 0 if it multiplies no matrices (docs/flops.md)"
+            )
         return out
 
     def _add(self, counts: PartFlops, flops: Flops) -> None:

@@ -157,11 +157,13 @@ class Connector(Loadable, ABC):
         return VisualTokens(tokens_VD, counts, windows)
 
     def _promised(self, tokens_VD: Float[Tensor, "V width"], declared: int, who: str) -> None:
-        if tokens_VD.shape != (declared, self.out_width):
-            raise PluginError(
-                f"connector {type(self).__name__} returned {tuple(tokens_VD.shape)} for a batch of which its config "
-                f"declared {declared} tokens of {self.out_width} channels: {who} must agree"
-            )
+        if tokens_VD.shape == (declared, self.out_width):
+            return
+        wrong = f"{who} must agree" if len(tokens_VD) != declared else "the last dimension must be `self.out_width`"
+        raise PluginError(
+            f"connector {type(self).__name__} returned {tuple(tokens_VD.shape)} for a batch of which its config "
+            f"declared {declared} tokens of {self.out_width} channels: {wrong}"
+        )
 
     def join(self, features: Mapping[str, Features]) -> Features:
         """One encoder's features, or several encoders' concatenated by channel where their grids agree."""

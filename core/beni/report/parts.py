@@ -57,11 +57,11 @@ def parts_of(config: Mapping[str, Any], counts: Mapping[str, int]) -> list[PartR
 
 
 def _plain(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Options as text; a part that is held, by its name, and its options as inner.OPTION."""
+    """Options as text, but for empty ones; a part that is held, by its name, and its options as inner.OPTION."""
     for key, value in options.items():
         if isinstance(value, Mapping) and "name" in value:
             yield f"{prefix}{key}", str(value["name"])
             own = {name: entry for name, entry in value.items() if name not in ("name", "origin")}
             yield from _plain(own, f"{prefix}{key}.")
-        else:
+        elif value not in ("", [], None):
             yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ from beni.sweep.standings import LEAST_SEEDS, Standing, Standings
 
 EXAMPLES = 6
 """Items shown that one of two combinations answers better, and as many for the other."""
+
+
+UNSTEADY = 1.5
+"""Seeds train equally fast; where one is so many times as fast as another, something disturbed them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,9 @@ def write_leaderboard(folder: Path, standings: Standings, progress: Progress) ->
         "beside": columns_beside(standings),
         "captions": CAPTIONS,
         "costs": {heading: column for heading, column in COSTS.items() if heading not in SELDOM or _vary(rows, column)},
+        "alike": _alike(rows),
+        "unsteady": unsteady(rows),
+        "cached": any(row.cell.config.run.feature_cache for row in rows),
         "progress": progress,
         "links": [[(run.seed, run.folder.relative_to(folder).as_posix()) for run in row.runs] for row in rows],
         "scatter": make_scatter(_spots(rows), standings.figure),
@@ -162,6 +170,17 @@ def unranked(standings: Standings) -> str:
     return f"Not ranked, for lack of {standings.figure.title}: {', '.join(told)}." if told else ""
 
 
+def unsteady(rows: Sequence[Standing]) -> str:
+    """A line that says whose speeds tell nothing, because they differ from seed to seed; empty if nobody's."""
+    spread = {}
+    for row in rows:
+        speeds = [speed for run in row.runs if (speed := run.result.get("samples_per_s"))]
+        if speeds and max(speeds) > UNSTEADY * min(speeds):
+            spread[row.cell.name] = f"{whole(min(speeds))} to {whole(max(speeds))}"
+    told = ", ".join(f"{name} {speeds}" for name, speeds in spread.items())
+    return f"Samples/s differ between seeds, so the machine did something else as well: {told}." if told else ""
+
+
 def _place(place: int, row: Standing, missing: str = "") -> str:
     """Rows are numbered from 1 on, as far as they are ranked."""
     return str(place) if row.quality is not None else missing
@@ -178,12 +197,13 @@ def markdown(standings: Standings, progress: Progress) -> str:
         "| | combination | " + " | ".join(headings) + " |",
         "|---" * (len(headings) + 2) + "|",
     ]
-    for place, row in enumerate(standings.rows, start=1):
+    rows = standings.rows
+    for place, row in enumerate(rows, start=1):
         cells = [column(row) for column in quality_columns(figure).values()]
         cells += [hundredfold(row.mean(name)) for name in beside] + [column(row) for column in costs]
         mark = _place(place, row, MISSING) + "*" * row.front
         lines.append(f"| {mark} | " + " | ".join(map(_escaped, [row.cell.name, *cells])) + " |")
-    for told in filter(None, (few_seeds(standings), unranked(standings))):
+    for told in filter(None, (few_seeds(standings), unranked(standings), unsteady(rows))):
         lines += ["", told]
     lines += ["", f"{progress.ended} of {progress.runs} runs, {progress.jobs} at a time. `{progress.command}`", ""]
     lines += [
@@ -247,6 +267,12 @@ def _vary(rows: Sequence[Standing], column: Callable[[Standing], str]) -> bool:
     return len({column(row) for row in rows}) > 1
 
 
+def _alike(rows: Sequence[Standing]) -> str:
+    """A sentence with the figures whose columns a page leaves out."""
+    told = [f"{heading} {COSTS[heading](rows[0])}" for heading in SELDOM if rows and not _vary(rows, COSTS[heading])]
+    return f"The same for all: {', '.join(told)}. " if told else ""
+
+
 def _spots(rows: Sequence[Standing]) -> list[Spot]:
     spots = []
     for place, row in enumerate(rows, start=1):
@@ -261,17 +287,20 @@ class Said:
     """What the seeds of a combination answer to an item."""
 
     text: str
-    """The most frequent answer."""
-    correct: bool
+    """The different answers, the most frequent one first."""
+    colour: str
+    """Class of the text: whether all seeds are right, none, or some."""
     gets: float
     """All seeds together; of exact matches, how many of `seeds` are right."""
     seeds: int
 
     @classmethod
     def of(cls, answers: Sequence[Answer]) -> "Said":
-        said = [answer.prediction for answer in answers]
-        usual = max(answers, key=lambda answer: said.count(answer.prediction))
-        return cls(usual.prediction, usual.score >= 0.5, sum(answer.score for answer in answers), len(answers))
+        said = Counter(answer.prediction or MISSING for answer in answers)
+        right = {answer.score >= 0.5 for answer in answers}
+        colour = "" if len(right) > 1 else "right" if right == {True} else "wrongly"
+        texts = " or ".join(text for text, _ in said.most_common())
+        return cls(texts, colour, sum(answer.score for answer in answers), len(answers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class Pool:
             ended: told of each when it has ended, in this thread.
 
         Raises:
-            Stopped: SIGTERM came, and the runs have saved what they had.
+            Stopped: SIGTERM or Ctrl-C came, and the runs have saved what they had.
         """
         free: queue.Queue[str] = queue.Queue()
         for number in range(self.jobs):
@@ -61,6 +61,9 @@ class Pool:
                 waiting = {threads.submit(self._one, config, free): config for config in configs}
                 for future in as_completed(waiting):
                     ended(waiting[future], future.result())
+            except KeyboardInterrupt as error:
+                self._stop(threads)
+                raise Stopped("stopped; the runs saved what they had, and the same command goes on") from error
             except BaseException:
                 self._stop(threads)
                 raise
@@ -134,7 +137,7 @@ def _sigterm_stops() -> Iterator[None]:
     """Inside, SIGTERM raises `Stopped`."""
 
     def stop(number: int, frame: object) -> None:
-        raise Stopped("stopped by SIGTERM; the runs saved what they had, and the same command goes on")
+        raise Stopped("stopped; the runs saved what they had, and the same command goes on")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -13,7 +13,7 @@ from beni.training.monitor import Monitor, together
 from beni.training.prepare import Run, held_out
 from beni.training.ready import Ready
 from beni.training.saving import Saver
-from beni.training.totals import Totals
+from beni.training.totals import Totals, why_none
 from beni.training.tracking import Tracker
 
 EVALUATIONS = 10
@@ -37,6 +37,8 @@ class Callbacks:
         """Steps whose checkpoint could not be written."""
         self.eval_every = options.eval_every or max(1, run.total // EVALUATIONS)
         self.totals, self.window = Totals(), Totals()
+        self.begins = not position.steps
+        """Nothing was logged yet, neither now nor before the run was continued."""
         if run.processes.is_main:
             trim(run.folder / "metrics.jsonl", position.steps)
         peak = peak_of(run.processes.device, run.dtype, options.peak_tflops or None)
@@ -139,6 +141,9 @@ class Callbacks:
         window, machine = self.window.over(procs), together(procs.gather(self.monitor.sample()))
         self.totals.merge(window)
         self.window = Totals()
+        if self.begins and not self.totals.samples:
+            raise DataError(why_none(self.totals.bad))
+        self.begins = False
         self.loss = f"{loss:.3f}"
         figures = {
             "lr": self.run.config.optim.lr * step.lr_factor,

@@ -7,7 +7,7 @@ import torch
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.processes import Processes
 
-WIDE = 512
+WIDE = 256
 """From this width of the language model on, bf16 is faster than fp32 on CPUs that multiply it (docs/performance.md)."""
 
 

@@ -1,6 +1,7 @@
 """A whole run: build, train, judge, save, report."""
 
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from beni import report
 from beni.config import RunConfig
@@ -31,7 +33,7 @@ from beni.training.metrics import peak_memory_bytes, read_lines
 from beni.training.outputs import check_continued, resume_path, room, save_model, write_json
 from beni.training.prepare import Run, prepare
 from beni.training.ready import ready
-from beni.training.stop import sigterm_noted
+from beni.training.stop import stop_noted
 from beni.training.stopwatch import waited
 from beni.training.totals import LISTED, Totals
 from beni.training.tracking import Tracker, tracked
@@ -84,7 +86,7 @@ def train(config: RunConfig) -> dict[str, Any]:
 
     Raises:
         BeniError: a user's mistake, told in one line.
-        Stopped: SIGTERM came; a checkpoint was written.
+        Stopped: SIGTERM or Ctrl-C came; a checkpoint was written.
     """
     started = time.perf_counter()
     with processes(config.run) as procs:
@@ -145,6 +147,7 @@ def _trained(run: Run, resumed_from: Path | None, tracker: Tracker, started: flo
             report.write_report(run.folder / "report.html", result, lines, shown, config.to_dict())
             report.write_card(run.folder / "model" / "README.md", result, _recorded(run))
             write_json(run.folder / "result.json", result)  # the last: a folder with a result is whole
+        tqdm.write(f"wrote {run.folder / 'report.html'}, and the model to {run.folder / 'model'}", file=sys.stderr)
     return result
 
 
@@ -173,7 +176,7 @@ def _fit(run: Run, resumed_from: Path | None, tracker: Tracker) -> Fitted:
         procs.world,
         workers,
     )
-    with sigterm_noted() as asked_to_stop, closing(callbacks), closing(steps), worker_deaths_told(workers):
+    with stop_noted() as asked_to_stop, closing(callbacks), closing(steps), worker_deaths_told(workers):
         position = train_loop(
             model,
             optimizer,
@@ -191,7 +194,7 @@ def _fit(run: Run, resumed_from: Path | None, tracker: Tracker) -> Fitted:
             callbacks.save(position)
     if stopped:
         raise Stopped(
-            f"stopped by SIGTERM behind step {position.steps} of {run.total}; everything is saved: the same command "
+            f"stopped behind step {position.steps} of {run.total}; everything is saved: the same command "
             f"with --out {run.folder} --resume auto goes on"
         )
     if frozen != freeze.frozen_checksum(model):
@@ -251,6 +254,7 @@ def _judge(run: Run) -> Judged:
 
 
 def _print_table(run: Run) -> None:
+    print(f"run in {run.folder}")
     print(freeze.show(run.table))
     if run.quantized:
         print(f"quantized: {run.quantized.summary()}")
@@ -320,6 +324,8 @@ def _dry_run(run: Run) -> dict[str, Any]:
         f"step is {config.batch.rows} x {config.batch.row_tokens} tokens at most; the first row has {stats.samples} "
         f"samples, {stats.tokens} tokens, {stats.targets} targets, {stats.images} images"
     )
+    for name, why in stats.bad:
+        print(f"left out: '{name}': {why}")
     report.write_sample(run.folder / "sample.html", run.rows, run.built.tokenizer)
     print(f"wrote {run.folder / 'sample.html'}; nothing was trained (--dry-run)")
     planned = {"steps": run.total, "steps_per_epoch": plan.steps(0), "parameters": _parameters(run.table)}

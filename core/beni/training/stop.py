@@ -1,6 +1,7 @@
-"""Being asked to end: a scheduler sends SIGTERM some time before it kills."""
+"""Being asked to end: by SIGTERM, which a scheduler sends some time before it kills, or by Ctrl-C."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,21 +9,27 @@ from typing import Any
 
 
 @contextmanager
-def sigterm_noted() -> Iterator[Callable[[], bool]]:
-    """Inside the `with` block SIGTERM ends nothing; the function says whether it has come.
+def stop_noted() -> Iterator[Callable[[], bool]]:
+    """Inside the `with` block SIGTERM and the first Ctrl-C end nothing; the function says whether one has come.
 
-    Outside of the main thread, where Python allows no handlers, SIGTERM ends the process as ever.
+    A second Ctrl-C interrupts as ever. So do both outside of the main thread, where Python allows no handlers.
     """
     came = threading.Event()
 
-    def note(*_: Any) -> None:
+    def note(number: int, _: Any) -> None:
         came.set()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+            print("\nstopping behind this step, to save it; Ctrl-C once more ends at once", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set
         return
-    before = signal.signal(signal.SIGTERM, note)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    for each in before:
+        signal.signal(each, note)
     try:
         yield came.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -1,11 +1,11 @@
 """What was trained on in some steps: counts, times, operations, and the figures that follow."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from beni.data.batch import PackedBatch
-from beni.errors import PluginError
+from beni.errors import PluginError, counted
 from beni.flops.account import FlopMeter, RowFacts
 from beni.flops.count import PartFlops, added
 from beni.flops.figures import per_sample, utilization
@@ -16,6 +16,18 @@ from beni.training.stopwatch import WAIT
 LISTED = 1000
 """Most samples that a result names of those that were left out; it counts all of them."""
 _ADDED = ("samples", "tokens", "positions", "images", "visual_tokens", "seconds", "energy_j", "uncounted")
+
+
+def why_none(bad: Mapping[str, str]) -> str:
+    """What to say where no sample could be trained on.
+
+    Args:
+        bad: sample id → what was wrong.
+    """
+    if not bad:
+        return "no sample could be trained on: the rows are empty"
+    name, why = next(iter(bad.items()))
+    return f"none of the first {counted(len(bad), 'sample')} can be trained on; '{name}': {why}"
 
 
 @dataclass(slots=True)

@@ -48,19 +48,20 @@ class Llava(Source):
         elif name != "train":
             return None
         root = Path(self.config.images) if self.config.images else path.parent
-        return [_sample(item, number, path, root) for number, item in enumerate(_read(path))]
+        return [_sample(item, number, where, root) for number, (where, item) in enumerate(_read(path))]
 
 
-def _read(path: Path) -> list[Any]:
+def _read(path: Path) -> list[tuple[str, Any]]:
+    """Items, and where each stands."""
     if path.suffix == ".jsonl":
-        return [item for _, item in read_jsonl(path)]
+        return [(f"{path}, line {line}", item) for line, item in read_jsonl(path)]
     items = read_json(path)
     if not isinstance(items, list):
         raise DataError(f"{path} holds a {type(items).__name__}, LLaVA JSON is a list of items")
-    return items
+    return [(f"{path}, item {number}", item) for number, item in enumerate(items)]
 
 
-def _sample(item: Any, number: int, path: Path, root: Path) -> Sample:
+def _sample(item: Any, number: int, where: str, root: Path) -> Sample:
     """One item, checked.
 
     Raises:
@@ -68,7 +69,7 @@ def _sample(item: Any, number: int, path: Path, root: Path) -> Sample:
     """
 
     name = f" (id '{item['id']}')" if isinstance(item, dict) and "id" in item else ""
-    where = f"{path}, item {number}{name}"
+    where = f"{where}{name}"
     if not isinstance(item, dict):
         raise DataError(f"{where}: is a {type(item).__name__}, not an object with 'conversations'")
     talk = item.get("conversations")
@@ -82,7 +83,8 @@ def _sample(item: Any, number: int, path: Path, root: Path) -> Sample:
     check_answers(turns, where)
     if marks(turns) != len(images):
         has = f"{counted(marks(turns), '<image> mark')} but {counted(len(images), 'image')}"
-        raise DataError(f"{where}: has {has}")
+        hint = "" if "image" in item else f"; its fields are {', '.join(item)}: images are named by 'image'"
+        raise DataError(f"{where}: has {has}{hint}")
     return Sample(
         str(item.get("id", number)),
         tuple(turns),
