@@ -75,7 +75,8 @@ def test_what_is_the_same_for_all_and_what_a_cache_spares_is_told(tmp_path: Path
     assert "The same for all: steps 10. " in page, "rates and seeds differ, and have columns"
     assert "behind the feature cache" not in page
     config = replace(cell().config, run=replace(cell().config.run, feature_cache="somewhere"))
-    write_leaderboard(tmp_path, stand([(Cell({}, config), 1e-3, [ran([True] * 8, folder=tmp_path / "runs/x")])]), PROGRESS)
+    cached = ran([True] * 8, folder=tmp_path / "runs/x")
+    write_leaderboard(tmp_path, stand([(Cell({}, config), 1e-3, [cached])]), PROGRESS)
     assert "behind the feature cache" in (tmp_path / "leaderboard.html").read_text()
 
 
