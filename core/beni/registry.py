@@ -187,13 +187,22 @@ def _unknown(kind: str, reference: str, by_name: dict[str, list[Plugin]]) -> str
         owners = ", ".join(p.distribution for p in by_name[name])
         return f"no installed package offers {kind} '{reference}'; '{name}' comes from {owners}"
     close = difflib.get_close_matches(reference, by_name, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    if kind == "source" and Path(reference).exists():
-        hint = f"that is a file: say what reads it, as in NAME:{reference}; "
+    hint = ""
+    if close:
+        hint = f"did you mean {' or '.join(close)}? "
+    elif kind == "source" and _exists(reference):
+        hint = f"that is a file or a folder: say what reads it, as in NAME:{reference}; "
     others = "others come with a package (pip install …) or as path/to/file.py:Class"
     if kind == "llm":
         others = f"a Hugging Face model is written owner/name or hf:NAME, a local one as its folder; {others}"
     return f"unknown {kind} '{reference}': {hint}installed: {', '.join(sorted(by_name)) or 'none'}; {others}"
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that is too long for one
+        return False
 
 
 def _import(target: str) -> type:

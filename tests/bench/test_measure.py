@@ -149,7 +149,7 @@ def test_data_of_which_nothing_can_be_read_is_told(tmp_path: Path) -> None:
     ]
     (tmp_path / "bad.json").write_text(json.dumps(items))
     config = small_run(tmp_path / "run", data={"data": [f"llava:{tmp_path / 'bad.json'}"]})
-    with pytest.raises(DataError, match=r"none of the first \d+ samples can be trained on; 'n\d': .*gone\.png"):
+    with pytest.raises(DataError, match=r"no sample could be trained on: \d samples? left out; 'n\d': .*gone\.png"):
         measure(config, PLAN)
 
 

@@ -103,8 +103,10 @@ def test_unknown_names_get_the_closest() -> None:
         find("connector", "percever")
     with pytest.raises(PluginError, match="owner/name"):
         find("llm", "gpt2")
-    with pytest.raises(PluginError, match=f"that is a file: say what reads it, as in NAME:{__file__};"):
+    with pytest.raises(PluginError, match=f"that is a file or a folder: say what reads it, as in NAME:{__file__};"):
         find("source", __file__)
+    with pytest.raises(PluginError, match="unknown source"):
+        find("source", "x" * 300)
 
 
 def test_a_class_by_module() -> None:

@@ -238,7 +238,7 @@ def test_a_loss_that_could_not_be_kept_is_not_the_lowest(tmp_path: Path, monkeyp
 
 def test_a_run_that_was_to_stop_does_not_say_that_it_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FullDisk(monkeypatch)
-    monkeypatch.setattr("beni.training.run.stop_noted", lambda: nullcontext(lambda: True))
+    monkeypatch.setattr("beni.training.run.stop_noted", lambda _: nullcontext(lambda: True))
     with pytest.raises(NotWritten, match=r"step 0 cannot be written .*; there is none before it"):
         train(small_run(tmp_path, run={"out": str(tmp_path), "on_checkpoint_error": "warn"}))
 

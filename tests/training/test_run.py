@@ -6,17 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from beni.cli.commands import evaluate
+from beni.data import batch
 from beni.data.spec import judged
 from beni.data.template import template_source
-from beni.errors import BeniError, CheckpointError, ConfigError, DataError
+from beni.errors import BeniError, CheckpointError, ConfigError, DataError, ImageError
 from beni.eval.answers import read_answers
 from beni.eval.captions import bleu4, references
 from beni.eval.saved import load_saved
 from beni.model.build import build
-from beni.training import freeze
+from beni.sample import ImageRef
+from beni.training import callbacks, freeze
 from beni.training.run import train
 from tests.training.small import FUSIONS, SHAPES, small_run, text_file
 
@@ -208,17 +211,39 @@ def test_bad_images_are_skipped_and_listed_or_stop_the_run(tmp_path: Path) -> No
         train(small_run(tmp_path / "error", data={**spec, "on_bad_sample": "error"}, optim={"steps": 2}))
 
 
-def test_a_run_of_which_nothing_can_be_read_ends_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_which_nothing_can_be_read_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     talk = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a"}]
-    items = [{"id": f"n{n}", "image": "gone.png", "conversations": talk} for n in range(8)]
+    items = [{"id": f"n{n}", "image": f"{n}-gone.png", "conversations": talk} for n in range(8)]
     (tmp_path / "bad.json").write_text(json.dumps(items))
     data = {"data": [f"llava:{tmp_path / 'bad.json'}"], "eval_data": ["shapes?images=10"]}
     train(small_run(tmp_path / "plan", data=data, run={"dry_run": True}))
     assert "left out: 'n" in (said := capsys.readouterr().out) and "gone.png" in said
-    with pytest.raises(DataError, match=r"none of the first \d samples can be trained on; 'n\d': .*gone\.png"):
-        train(small_run(tmp_path / "run", data=data))
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert not lines and not (tmp_path / "run" / "model").exists()
+    for resume in ("never", "auto"):  # what a checkpoint was made of is not forgotten
+        with pytest.raises(DataError, match=r"no sample could be trained on: \d samples left out; 'n\d': .*gone\.png"):
+            train(small_run(tmp_path / "run", data=data, run={"checkpoint_every": 2, "resume": resume}))
+    assert not (tmp_path / "run" / "model").exists()
+    monkeypatch.setattr(callbacks, "ENOUGH_BAD", 2)
+    with pytest.raises(DataError, match="2 samples left out"):
+        train(small_run(tmp_path / "early", data=data, batch={"rows": 1, "row_images": 1}))
+    assert len((tmp_path / "early" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_run_that_begins_with_what_cannot_be_read_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = batch.load_image
+    asked: list[ImageRef] = []
+
+    def load(ref: ImageRef) -> Image.Image:
+        asked.append(ref)
+        if ref.key == asked[0].key:
+            raise ImageError("gone")
+        return read(ref)
+
+    monkeypatch.setattr(batch, "load_image", load)
+    result = train(small_run(tmp_path / "run", batch={"rows": 1, "row_images": 1}))
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["samples_per_s"] == 0 and result["skipped_samples"] and result["samples_per_s"] > 0
 
 
 def test_a_run_says_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,8 +254,6 @@ def test_a_run_says_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def _two_images(folder: Path) -> Path:
-    from PIL import Image
-
     Image.new("RGB", (20, 20), "red").save(folder / "yes.png")
     items = [
         {

@@ -1,10 +1,12 @@
 """SIGTERM and Ctrl-C: a checkpoint, a code of its own, and a continuation with the same bits."""
 
+import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,37 @@ def test_the_handler_before_is_put_back(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_what_was_ignored_stays_ignored() -> None:
+    """As in a script that runs it in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_noted() as came:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not came() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_saves_also_where_ctrl_c_has_ended_its_reader(tmp_path: Path) -> None:
+    """As in `… 2>&1 | tee log`: every line that is written from then on fails."""
+    config = small_run(tmp_path / "run", optim={"steps": 10**6}, data={"workers": 1})
+    program = "import json, sys\nfrom beni.config import run_config_from_dict\nfrom beni.training.run import train\n"
+    program += "train(run_config_from_dict(json.loads(sys.argv[1])))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, json.dumps(config.to_dict())], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as run:
+        assert run.stdout is not None
+        for _ in run.stdout:
+            break
+        log = tmp_path / "run" / "metrics.jsonl"
+        while not (log.is_file() and log.stat().st_size):
+            time.sleep(0.01)
+        run.stdout.close()
+        run.send_signal(signal.SIGINT)
+        run.wait()
+    assert (tmp_path / "run" / "checkpoints" / "latest").is_file()
+
+
 def test_the_second_ctrl_c_interrupts(capsys: pytest.CaptureFixture[str]) -> None:
     with stop_noted() as came, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
@@ -93,7 +126,7 @@ def test_a_run_that_is_stopped_before_its_first_step_loses_nothing(
 ) -> None:
     train(small_run(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr("beni.training.run.stop_noted", lambda: nullcontext(lambda: True))
+        patch.setattr("beni.training.run.stop_noted", lambda _: nullcontext(lambda: True))
         with pytest.raises(Stopped, match="behind step 0 of 4"):
             train(small_run(tmp_path / "part"))
     train(small_run(tmp_path / "part", run={"out": str(tmp_path / "part"), "resume": "auto"}))

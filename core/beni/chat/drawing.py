@@ -62,6 +62,6 @@ def overlays(pictures: Sequence[Image.Image], heats: Sequence[np.ndarray]) -> tu
     """
     areas = [picture.width * picture.height for picture in pictures]
     density = [heat * heat.size / area for heat, area in zip(heats, areas, strict=True)]
-    even = sum(float(heat.sum()) for heat in heats) / sum(areas)
+    even = sum(float(heat.sum()) for heat in heats) / max(1, sum(areas))
     times = max(LEAST_SCALE, max(float(each.max()) for each in density) / even) if even else LEAST_SCALE
     return [overlay(picture, each, times * even) for picture, each in zip(pictures, density, strict=True)], times

@@ -33,7 +33,9 @@ _BIASED = {_ATEN.addmm, _ATEN.baddbmm}
 _PRODUCTS = {_ATEN.mm, _ATEN.bmm, _ATEN.convolution}
 """Products of their first two arguments."""
 _KNOWN = {"aten", "prim", "prims", "torchvision", "c10d", "_c10d_functional", "fsdp", "profiler"}
-"""Namespaces of operations that multiply no matrices where they have no formula."""
+"""Namespaces of PyTorch's own operations. Those without a formula mostly multiply no matrices, or little."""
+_UNKNOWN = {"aten::_grouped_mm", "aten::_scaled_grouped_mm", "torchvision::deform_conv2d"}
+"""And those of which that is not true."""
 _MOST = 2
 """What a backward pass costs at most, in forward passes: of an operation that fuses several products, also if it has
 more inputs."""
@@ -132,7 +134,7 @@ class _Counter(TorchDispatchMode):
             self._add(self.counts, Flops(forward, forward * _gradients(op._overloadpacket, args, kwargs)))
             if self.recomputed and op not in self.kept:
                 self._add(self.recomputed[-1], Flops(again=forward))
-        elif op.namespace not in _KNOWN:
+        elif op.namespace not in _KNOWN or op._schema.name in _UNKNOWN:
             raise PluginError(
                 f"operation '{op.name()}' has no formula for its FLOPs: register one with torch.utils.flop_counter."
                 f"register_flop_formula, which returns 0 if it multiplies no matrices (docs/flops.md)"

@@ -63,5 +63,5 @@ def _plain(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", str(value["name"])
             own = {name: entry for name, entry in value.items() if name not in ("name", "origin")}
             yield from _plain(own, f"{prefix}{key}.")
-        elif value not in ("", [], None):
+        elif value not in ("", None, [], (), {}):
             yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -16,7 +16,7 @@ from beni.eval.answers import Answer
 from beni.eval.figure import FIGURES, Figure
 from beni.eval.judge import subset
 from beni.eval.metrics import figure_of
-from beni.report.figures import MISSING, bounds, hundredfold, operations, quantity, size, whole
+from beni.report.figures import MISSING, bounds, decimal, hundredfold, operations, quantity, size, whole
 from beni.report.pictures import Picture, drawn
 from beni.report.render import write_page
 from beni.report.scatter import Spot, make_scatter
@@ -176,9 +176,9 @@ def unsteady(rows: Sequence[Standing]) -> str:
     for row in rows:
         speeds = [speed for run in row.runs if (speed := run.result.get("samples_per_s"))]
         if speeds and max(speeds) > UNSTEADY * min(speeds):
-            spread[row.cell.name] = f"{whole(min(speeds))} to {whole(max(speeds))}"
+            spread[row.cell.name] = f"{decimal(min(speeds))} to {decimal(max(speeds))}"
     told = ", ".join(f"{name} {speeds}" for name, speeds in spread.items())
-    return f"Samples/s differ between seeds, so the machine did something else as well: {told}." if told else ""
+    return f"Samples/s differ between seeds, so something disturbed some of them: {told}." if told else ""
 
 
 def _place(place: int, row: Standing, missing: str = "") -> str:
@@ -296,7 +296,7 @@ class Said:
 
     @classmethod
     def of(cls, answers: Sequence[Answer]) -> "Said":
-        said = Counter(answer.prediction or MISSING for answer in answers)
+        said = Counter(answer.prediction.strip() or MISSING for answer in answers)
         right = {answer.score >= 0.5 for answer in answers}
         colour = "" if len(right) > 1 else "right" if right == {True} else "wrongly"
         texts = " or ".join(text for text, _ in said.most_common())

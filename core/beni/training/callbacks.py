@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from math import inf
+from pathlib import Path
 
 from beni.errors import DataError, NotWritten, PluginError
 from beni.flops.peaks import limit_of, peak_of
 from beni.training import committed
 from beni.training.checkpoint import Facts, Position
 from beni.training.loop import StepReport
-from beni.training.metrics import Metrics, trim
+from beni.training.metrics import Metrics, read_lines, trim
 from beni.training.monitor import Monitor, together
 from beni.training.prepare import Run, held_out
 from beni.training.ready import Ready
@@ -18,6 +19,8 @@ from beni.training.tracking import Tracker
 
 EVALUATIONS = 10
 """Times per run that the validation loss is taken, unless `eval_every` says otherwise."""
+ENOUGH_BAD = 100
+"""So many samples left out, and none that could be used, end a run: something is wrong with all of them."""
 
 
 class Callbacks:
@@ -37,10 +40,10 @@ class Callbacks:
         """Steps whose checkpoint could not be written."""
         self.eval_every = options.eval_every or max(1, run.total // EVALUATIONS)
         self.totals, self.window = Totals(), Totals()
-        self.begins = not position.steps
-        """Nothing was logged yet, neither now nor before the run was continued."""
         if run.processes.is_main:
             trim(run.folder / "metrics.jsonl", position.steps)
+        self.barren = run.processes.from_main(run.processes.is_main and _barren(run.folder / "metrics.jsonl"))
+        """Whether no line that was logged, now or before the run was continued, is about a sample."""
         peak = peak_of(run.processes.device, run.dtype, options.peak_tflops or None)
         self.peak, self.limit = peak, limit_of(run.processes.gather(peak))
         self.metrics = Metrics(run.folder, run.total, position.steps, run.processes.is_main, tracker)
@@ -141,9 +144,9 @@ class Callbacks:
         window, machine = self.window.over(procs), together(procs.gather(self.monitor.sample()))
         self.totals.merge(window)
         self.window = Totals()
-        if self.begins and not self.totals.samples:
+        self.barren = self.barren and not self.totals.samples
+        if self.barren and (len(self.totals.bad) >= ENOUGH_BAD or step.position.steps == self.run.total):
             raise DataError(why_none(self.totals.bad))
-        self.begins = False
         self.loss = f"{loss:.3f}"
         figures = {
             "lr": self.run.config.optim.lr * step.lr_factor,
@@ -176,3 +179,7 @@ class Callbacks:
         bad = [pair for batch in step.batches for pair in batch.stats.bad]
         if self.run.config.data.on_bad_sample == "error" and bad:
             raise DataError(f"sample '{bad[0][0]}': {bad[0][1]} (--on-bad-sample skip leaves such samples out)")
+
+
+def _barren(path: Path) -> bool:
+    return not any(line.get("samples_per_s") for line in read_lines(path))

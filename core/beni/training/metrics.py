@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,18 @@ class Metrics:
     def tell(self, message: str) -> None:
         """Print a line beside the progress bar."""
         if self.file is not None:
-            tqdm.write(message, file=sys.stderr)
+            with _unread():
+                tqdm.write(message, file=sys.stderr)
 
     def advance(self, **shown: str) -> None:
         """One step done."""
         self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
+        with _unread():
+            self.bar.update()
 
     def close(self) -> None:
-        self.bar.close()
+        with _unread():
+            self.bar.close()
         if self.file is not None:
             if self.unwritten and (why := self._write()):
                 self.tell(f"warning: {self.file.name} lacks its last lines: {why}")
@@ -64,6 +68,11 @@ class Metrics:
         except OSError as error:
             return error.strerror or str(error)
         return ""
+
+
+def _unread() -> AbstractContextManager[None]:
+    """Whoever read our output may be gone, as `tee` is behind Ctrl-C: a run trains on, and saves."""
+    return suppress(BrokenPipeError)
 
 
 def trim(path: Path, step: int) -> None:

@@ -176,7 +176,7 @@ def _fit(run: Run, resumed_from: Path | None, tracker: Tracker) -> Fitted:
         procs.world,
         workers,
     )
-    with stop_noted() as asked_to_stop, closing(callbacks), closing(steps), worker_deaths_told(workers):
+    with stop_noted(procs.is_main) as asked_to_stop, closing(callbacks), closing(steps), worker_deaths_told(workers):
         position = train_loop(
             model,
             optimizer,

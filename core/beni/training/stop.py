@@ -4,15 +4,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
 @contextmanager
-def stop_noted() -> Iterator[Callable[[], bool]]:
+def stop_noted(told: bool = True) -> Iterator[Callable[[], bool]]:
     """Inside the `with` block SIGTERM and the first Ctrl-C end nothing; the function says whether one has come.
 
-    A second Ctrl-C interrupts as ever. So do both outside of the main thread, where Python allows no handlers.
+    A second Ctrl-C interrupts as ever. So do both outside of the main thread, where Python allows no handlers; what was
+    to be ignored before is ignored.
+
+    Args:
+        told: whether the first Ctrl-C is answered by a line.
     """
     came = threading.Event()
 
@@ -20,12 +24,14 @@ def stop_noted() -> Iterator[Callable[[], bool]]:
         came.set()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, before[signal.SIGINT])
-            print("\nstopping behind this step, to save it; Ctrl-C once more ends at once", file=sys.stderr)
+            with suppress(BrokenPipeError):  # the same Ctrl-C has ended whoever reads, as in `| tee log`
+                print("\nstopping behind this step, to save it; Ctrl-C once more ends at once" * told, file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set
         return
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    found = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    before = {each: handler for each, handler in found.items() if handler not in (None, signal.SIG_IGN)}
     for each in before:
         signal.signal(each, note)
     try:

@@ -24,10 +24,9 @@ def why_none(bad: Mapping[str, str]) -> str:
     Args:
         bad: sample id → what was wrong.
     """
-    if not bad:
-        return "no sample could be trained on: the rows are empty"
-    name, why = next(iter(bad.items()))
-    return f"none of the first {counted(len(bad), 'sample')} can be trained on; '{name}': {why}"
+    name, why = next(iter(bad.items()), ("", ""))
+    told = f"{counted(len(bad), 'sample')} left out; '{name}': {why}" if bad else "the rows are empty"
+    return f"no sample could be trained on: {told}"
 
 
 @dataclass(slots=True)
