@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +332,21 @@ def test_a_damaged_pointer_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "checkpoints/latest").write_text(text)
     with pytest.raises(CheckpointError, match=r"latest is damaged.*--resume .*step-00000004"):
         train(small_run(tmp_path, run={"out": str(tmp_path), "resume": "auto"}))
+
+
+def test_a_run_whose_reader_is_gone_tells_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars and warnings go nowhere; lines of metrics are written."""
+    gone, broken = os.pipe()
+    with os.fdopen(broken, "w", buffering=1) as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        monkeypatch.setattr("beni.progress.LOGGED_S", 0.0)
+        metrics = Metrics(tmp_path, steps=3, done=0, is_main=True, tracker=Tracker())
+        os.close(gone)
+        metrics.tell("warning: nobody reads this")
+        metrics.advance(loss="1")
+        metrics.log(1, loss=1.0)
+        metrics.close()
+        assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 1
+        monkeypatch.undo()
+        with suppress(BrokenPipeError):
+            stderr.close()
