@@ -144,7 +144,7 @@ def test_class_labels_answer_with_their_names(save: Save) -> None:
             "row 0: has 2 <image> marks but 1 image",
         ),
         ({"question": ["<image>?"], "answer": ["b"]}, "row 0: has 1 <image> mark but 0 images"),
-        ({"messages": [[{"role": "robot", "content": "a"}]]}, "row 0: turn 0 is not {role, content}"),
+        ({"messages": [[{"role": "robot", "content": "a"}]]}, "row 0: turn 0 is of 'robot', and not of human"),
         ({"messages": [[{"role": "user", "content": None}]]}, "row 0: turn 0 is not"),
         ({"texts": [[{"user": "a?"}]]}, "row 0: turn 1 is not"),
         ({"messages": [["hello"]]}, "row 0: turn 0 is not"),
