@@ -83,6 +83,12 @@ def test_the_handler_before_is_put_back(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_other_processes_than_the_main_one_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with stop_noted(told=False) as came:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert came() and capsys.readouterr().err == ""
+
+
 def test_what_was_ignored_stays_ignored() -> None:
     """As in a script that runs it in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

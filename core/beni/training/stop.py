@@ -22,10 +22,12 @@ def stop_noted(told: bool = True) -> Iterator[Callable[[], bool]]:
 
     def note(number: int, _: Any) -> None:
         came.set()
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
+        if number != signal.SIGINT:
+            return
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        if told:
             with suppress(BrokenPipeError):  # the same Ctrl-C has ended whoever reads, as in `| tee log`
-                print("\nstopping behind this step, to save it; Ctrl-C once more ends at once" * told, file=sys.stderr)
+                print("\nstopping behind this step, to save it; Ctrl-C once more ends at once", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
         yield came.is_set
