@@ -5,6 +5,7 @@ with the error's code. Anything else that escapes is a defect of ours and keeps 
 """
 
 import os
+import traceback
 from typing import ClassVar
 
 
@@ -26,6 +27,10 @@ class ConfigError(BeniError):
 
 class PluginError(BeniError):
     """A part that is unknown, ambiguous, broken, or written for another plugin interface."""
+
+
+class Uncountable(PluginError):
+    """A part whose operations cannot be counted, which keeps nobody from training it."""
 
 
 class OtherRelease(UserWarning):
@@ -88,6 +93,13 @@ class Stopped(BeniError):
 def counted(number: int, noun: str) -> str:
     """`1 picture`, `2 pictures`: a number with a noun whose plural ends in s."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def place_of(error: BaseException) -> str:
+    """`FILE:LINE` of what raised an error: the innermost that is in no installed package, if there is one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or list(frames)
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -210,7 +210,8 @@ class RunOptions:
     """Steps between lines of metrics.jsonl."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the computation (masters are always fp32); auto: bf16 on GPUs that have it, fp32 elsewhere."""
+    """Precision of the computation (masters are always fp32); auto: bf16 on GPUs that have it, and on CPUs where
+    it is faster (AMX or AVX512-BF16, and a language model at least 256 wide); fp32 elsewhere."""
     replicas: int = 1
     """Copies of the model among the processes; each is sharded over processes / replicas of them (hybrid sharding: the
     processes of a machine share one copy). 1 shards over all."""

@@ -90,6 +90,14 @@ class Plugin:
         plain = self.distribution in (BUILT_IN, UNKNOWN) or is_path(self.name)
         return self.name if plain else f"{self.name}@{self.distribution}"
 
+    @property
+    def typed(self) -> str:
+        """What to type for this part here: its name, unless that alone means another part, or none."""
+        try:
+            return self.name if find(self.kind, self.name) == self else self.reference
+        except PluginError:
+            return self.reference
+
     def location(self) -> str:
         """`file:line` of the class; imports it."""
         part = self.load()

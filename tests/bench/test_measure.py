@@ -25,10 +25,11 @@ PLAN = Windows(warmup_steps=2, windows=3, window_steps=2, profiled=1)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_figures_are_those_of_the_rows(tmp_path: Path, fusion: str) -> None:
+def test_figures_are_those_of_the_rows(tmp_path: Path, fusion: str, capfd: pytest.CaptureFixture[str]) -> None:
     data: dict[str, Any] = {"data": [SHAPES, text_file(tmp_path)], "weights": [0.2, 0.8]}  # rows without an image, too
     config = small_run(tmp_path / "run", data=data, **FUSIONS[fusion])
     row = measure(config, PLAN)
+    assert "profiler" not in capfd.readouterr().err, "of itself it tells nothing"
     assert json.loads(json.dumps(row)) == row
 
     with processes(config.run) as procs:

@@ -92,6 +92,28 @@ def test_a_failed_check_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: 
     ]
 
 
+def test_one_mistake_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """However many checks meet it, with whatever numbers."""
+    told = [("this", "(4, 33) is not 32"), ("that", "(40, 33) is not 32"), ("else", "another"), ("too", "another")]
+    outcomes = [Outcome(name, "failed", reason) for name, reason in told]
+    monkeypatch.setattr(check, "run_all", lambda suite: iter(outcomes))
+    assert code_of("check", "connector", "mlp@beni") == 1
+    *lines, last = capsys.readouterr().out.splitlines()[1:]
+    assert lines == [
+        "failed   this: (4, 33) is not 32",
+        "failed   that: as above, 'this'",
+        "failed   else: another",
+        "failed   too: as above, 'else'",
+    ]
+    assert last.endswith("4 failed for 2 reasons")
+
+
+@pytest.mark.parametrize("line", ["check --help", "check connector -h", "plugins --help"])
+def test_help_is_no_mistake(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(line.split())
+    assert capsys.readouterr().out.startswith(f"usage: beni {line.split()[0]} ")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -99,6 +121,7 @@ def test_a_failed_check_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: 
         ("check connector gone.py:Part", r"there is no file .*gone\.py"),
         ("check connector beni_plugins.views.single:Single", "does not derive from beni.interfaces.Connector"),
         ("check conector mlp", r"usage: beni check encoder\|connector\|"),
+        ("check conector mlp", r"did you mean connector\?$"),
         ("check connector", "usage: beni check"),
         ("check connector mlp --connector.knd linear", "unknown option --connector.knd: did you mean --connector.kind"),
         ("check connector mlp --connector.kind cubic", "none of linear, mlpNx_gelu"),

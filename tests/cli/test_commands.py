@@ -23,9 +23,13 @@ def test_what_was_left_out_or_not_judged_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert told(ENDED, monkeypatch, capsys) == ""
-    short = ENDED | {"unusable_samples": 1, "skipped_samples": 2}
-    assert told(short, monkeypatch, capsys).startswith("3 samples left out")
-    assert told(ENDED | {"skipped_samples": 1}, monkeypatch, capsys).startswith("1 sample left out")
+    gone, broken = {"id": "a", "reason": "is gone"}, {"id": "b", "reason": "is broken"}
+    short = ENDED | {"unusable_samples": 1, "unusable": [gone], "skipped_samples": 2, "skipped": [broken] * 2}
+    assert told(short, monkeypatch, capsys).startswith("3 samples left out; 'a': is gone; report.html and result.json")
+    one = ENDED | {"skipped_samples": 1, "unusable": [], "skipped": [broken]}
+    assert told(one, monkeypatch, capsys) == "1 sample left out; 'b': is broken\n"
+    unread = ENDED | {"evaluations": {"x": {"unreadable": 2}}}
+    assert told(unread, monkeypatch, capsys).startswith("x: 2 items could not be read, and counted as wrong")
     unjudged = ENDED | {"accuracy": None, "evaluations": {}}
     assert told(unjudged, monkeypatch, capsys).startswith("nothing was judged: say with --eval-data")
 

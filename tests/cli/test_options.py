@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 
 import beni
-from beni.cli.commands import EvaluateOptions
+from beni.cli import describe
+from beni.cli.chat import ChatOptions
+from beni.cli.commands import EvaluateOptions, GenerateOptions
+from beni.cli.export import ExportOptions
 from beni.cli.main import main
 from beni.cli.options import parse, parse_run
 from beni.config import RunConfig, choose, run_config_from_dict
 from beni.errors import BeniError
+from beni.options import DataConfig, RunOptions
 from beni.registry import available
 
 
@@ -215,6 +219,21 @@ def test_help_lists_the_options_of_the_chosen_parts(capsys: pytest.CaptureFixtur
         assert expected in shown
 
 
+def test_help_is_in_paragraphs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever the source breaks a text into lines, and however deep its group of options is."""
+    monkeypatch.setenv("COLUMNS", "3000")
+    with pytest.raises(SystemExit):
+        run("--connector dragonfly --connector.inner perceiver --help")
+    lines = capsys.readouterr().out.splitlines()
+    inner = describe.texts(type(choose("connector", "perceiver").config))["num_latents"]
+    texts = [*describe.texts(RunOptions).values(), *describe.texts(DataConfig).values(), inner]
+    texts = [text for text in texts if len(text) < 200]  # wider, tyro makes no line
+    assert sum(len(text) > 120 for text in texts) > 5, "which the source has in two lines"
+    for text in texts:
+        assert any(text in line for line in lines), text
+    assert not any("_ArgConfig" in line or "RunOptions(" in line for line in lines), "no text of dataclass's own"
+
+
 def test_help_lists_the_options_of_held_parts(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("--connector dragonfly --connector.inner perceiver --help")
@@ -240,3 +259,26 @@ def test_commands_with_required_options_say_which() -> None:
     with pytest.raises(BeniError, match=r"^unknown option --modle: did you mean --model\?"):
         parse(EvaluateOptions, ["--modle", "x"], "evaluate")
     assert parse(EvaluateOptions, ["--model", "x", "--blind"], "evaluate").blind
+
+
+@pytest.mark.parametrize(
+    ("options", "line", "said"),
+    [
+        (EvaluateOptions, "runs/a/model", "unexpected 'runs/a/model': did you mean --model runs/a/model?"),
+        (EvaluateOptions, "--model a b", "unexpected 'b' behind --model a (--help lists all options)"),
+        (GenerateOptions, "--model a --image b what", "--prompt is required: The question; "),
+        (ChatOptions, "--model runs/a/model", "--model is no option here: write runs/a/model by itself"),
+        (ExportOptions, "--model a --to llava --out b", "--model is no option here: write a by itself"),
+        (ExportOptions, "--to llava --out b", "MODEL is required: Folder of a saved model (RUN/model)."),
+        (ExportOptions, "a --out b", "--to is required: The class's family: "),
+    ],
+)
+def test_what_has_a_name_and_what_has_none(options: type, line: str, said: str) -> None:
+    with pytest.raises(BeniError) as caught:
+        parse(options, shlex.split(line), "beni command")
+    assert str(caught.value).startswith(said)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"beni {beni.__version__}\n"

@@ -54,6 +54,7 @@ def test_computes_the_same(case: str, tmp_path: Path) -> None:
     assert told["class"] == "LlavaForConditionalGeneration"
     assert told["logits_differ_by"] < 1e-5
     assert told["pixels_differ_by"] < (0.05 if case == "padded" else 0.002)
+    assert "as `LlavaForConditionalGeneration`" in (tmp_path / "out" / "README.md").read_text()
     shapes = [Size(64, 64), Size(97, 31), Size(9, 200), Size(1, 1)]
     check_same(built, tmp_path / "out", LLAVA, LlavaForConditionalGeneration, shapes)
 

@@ -12,7 +12,7 @@ from torch import nn
 from beni.config import PeftOptions
 from beni.data.batch import PackedBatch, pack
 from beni.data.document import Document
-from beni.errors import IncompatiblePartsError, PluginError
+from beni.errors import IncompatiblePartsError, Uncountable
 from beni.flops.account import FlopMeter, Reading
 from beni.flops.count import Flops
 from beni.model.build import Built
@@ -213,5 +213,5 @@ def test_what_cannot_be_counted_is_told(wrapper: type[nn.Module], message: str) 
     built = make(**INLINE)
     layer = built.model.llm.model.layers[0]
     layer.mlp = wrapper(layer.mlp)
-    with pytest.raises(PluginError, match=message):
+    with pytest.raises(Uncountable, match=message):
         FlopMeter(built.model)

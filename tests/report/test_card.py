@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForImageTextToText
 
 from beni.report import write_card
-from beni.report.card import _hub_ids, public
+from beni.report.card import Exported, _hub_ids, public, write_exported_card
 from beni.training.run import train
 from tests.report.drawn import picture
 from tests.report.test_page import ATTACK, CONFIG, RESULT
@@ -79,6 +79,18 @@ def test_saving_the_model_again_leaves_it(run: Path, tmp_path: Path) -> None:
     before = (folder / "README.md").read_bytes()
     AutoModelForImageTextToText.from_pretrained(folder).save_pretrained(folder)
     assert (folder / "README.md").read_bytes() == before
+
+
+def test_an_exported_model_tells_the_hub_the_same(run: Path, tmp_path: Path) -> None:
+    original = run / "model" / "README.md"
+    write_exported_card(tmp_path / "README.md", original, Exported("LlavaForConditionalGeneration", "llava", 1e-7, 0.0))
+    written, before = ModelCard.load(tmp_path / "README.md"), ModelCard.load(original)
+    assert written.data.to_dict() == before.data.to_dict() and written.data.eval_results
+    assert "as `LlavaForConditionalGeneration`" in written.text and "by at most 1e-07 of the" in written.text
+    assert "import beni" not in written.text
+    bare = tmp_path / "bare.md"
+    write_exported_card(bare, tmp_path / "none.md", Exported("X", "llava", 0.0, 0.0))
+    assert ModelCard.load(bare).data.pipeline_tag == "image-text-to-text"
 
 
 def test_a_run_that_was_not_judged(tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def made(folder: Path) -> Standings:
 def test_a_page_of_everything(tmp_path: Path) -> None:
     write_leaderboard(tmp_path, made(tmp_path), PROGRESS)
     page = (tmp_path / "leaderboard.html").read_text()
-    assert "perceiver × rows 2 is first<" in page and 'href="runs/p/seed-1/report.html"' in page
+    assert (
+        "perceiver × rows 2 is first, by too few seeds to say that it leads<" in page
+        and 'href="runs/p/seed-1/report.html"' in page
+    )
     assert "3 of 5 runs have ended, 2 at a time; 2 without a result" in page
     assert page.count('<article class="panel card">') == EXAMPLES + 3, "three that the second answers better"
     assert "data:image/png;base64," in page and "type=<wbr>even" in page and "Quality against cost" in page
@@ -83,7 +86,7 @@ def test_what_is_the_same_for_all_and_what_a_cache_spares_is_told(tmp_path: Path
 def test_answers_of_seeds_that_differ_are_all_shown() -> None:
     right, wrong = answered([True, False])
     both = Said.of([wrong, right, right])
-    assert (both.text, both.colour, both.gets) == ("yes or <no>", "", 2)
+    assert (both.text, both.colour, both.gets) == ("yes 2×, <no> 1×", "", 2)
     assert Said.of([right, right]).colour == "right" and Said.of([wrong]).colour == "wrongly"
 
 
@@ -122,7 +125,7 @@ def test_bold_is_the_first_and_what_is_not_clearly_behind_it(tmp_path: Path) -> 
 
 def test_without_three_seeds_nothing_is_bold_and_the_page_says_why_once(tmp_path: Path) -> None:
     page = compared(tmp_path, {"mlp": 2, "concat": 1, "perceiver": 2})
-    assert "mlp is first<" in page and not bold(page) and 'class="n clear"' not in page
+    assert "mlp is first, by too few seeds" in page and not bold(page) and 'class="n clear"' not in page
     assert "not clearly ahead" not in page and page.count("Fewer than 3 seeds: intervals cannot tell") == 1
     assert (tmp_path / "leaderboard.md").read_text().count("Fewer than 3 seeds: ") == 1
     page = compared(tmp_path, {"mlp": 3, "concat": 2, "perceiver": 3})

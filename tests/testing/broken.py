@@ -32,6 +32,16 @@ class Narrow(Mlp):
         return super().project(features)[:, :-1]
 
 
+class PerCrop(Mlp):
+    def project(self, features: Features) -> Tensor:
+        return super().project(features).unflatten(0, (len(features.grids), -1))
+
+
+class Mismatched(Mlp):
+    def project(self, features: Features) -> Tensor:
+        return super().project(features) @ torch.ones(3, self.out_width)
+
+
 class Mixing(Mlp):
     def project(self, features: Features) -> Tensor:
         out = super().project(features)

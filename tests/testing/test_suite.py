@@ -11,6 +11,13 @@ from tests.testing import broken
 FOUND = [
     ("connector", "Short", "declared_counts_are_returned", "`project` and `out_grid` must agree"),
     ("connector", "Narrow", "declared_counts_are_returned", "the last dimension must be `self.out_width`"),
+    ("connector", "PerCrop", "declared_counts_are_returned", "come in one dimension, crop after crop"),
+    (
+        "connector",
+        "Mismatched",
+        "tokens_stay_distinct",
+        r"broken\.py:\d+\); in the connector .* `self\.in_width` is ",
+    ),
     ("connector", "Mixing", "images_do_not_see_each_other", "depend on the other images"),
     ("connector", "Mixing", "packed_equals_separate", "differs by .* of its largest value"),
     ("connector", "Mixing", "images_of_other_documents_do_not_matter", "when another document's image changes"),

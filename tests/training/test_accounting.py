@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from beni.data.loader import batches
-from beni.errors import PluginError
+from beni.errors import Uncountable
 from beni.flops.account import FlopMeter
 from beni.flops.figures import total
 from beni.processes import processes
@@ -57,11 +57,11 @@ def test_what_cannot_be_counted_trains_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object) -> None:
-        raise PluginError("the FLOPs of this model cannot be counted: it asks for values")
+        raise Uncountable("the FLOPs of this model cannot be counted: it asks for values")
 
     monkeypatch.setattr("beni.training.ready.meter_of", refuse)
     result = train(small_run(tmp_path / "run"))
-    assert capsys.readouterr().err.count("it asks for values; the run goes on without figures of its FLOPs") == 1
+    assert capsys.readouterr().err.count("warning: no figures of FLOPs: ") == 1
     assert result["steps"] == 4 and result["samples_per_s"] > 0
     assert (result["mfu"], result["flops_per_sample"]) == (None, None)
     assert all("flops_per_s" not in line and "samples_per_s" in line for line in logged(tmp_path / "run"))
@@ -74,7 +74,7 @@ def test_a_form_of_image_that_cannot_be_counted_is_told_once(
     """It may come in the middle of a run."""
     monkeypatch.setattr(FlopMeter, "cost", _refuse)
     result = train(small_run(tmp_path / "run"))
-    assert capsys.readouterr().err.count("this form of image cannot be counted; the run goes on") == 1
+    assert capsys.readouterr().err.count("warning: no figures of FLOPs: this form of image cannot be counted") == 1
     assert result["steps"] == 4 and result["flops_per_sample"] is None
 
 
@@ -87,12 +87,12 @@ def _train_uncounted(out: str, file: str) -> None:
 
 
 def _refuse(*_: object) -> None:
-    raise PluginError("this form of image cannot be counted")
+    raise Uncountable("this form of image cannot be counted")
 
 
 def test_what_another_process_cannot_count_is_told_too(tmp_path: Path) -> None:
     run_ranks(_train_uncounted, 2, str(tmp_path / "run"), str(tmp_path))
-    assert (tmp_path / "0").read_text().count("this form of image cannot be counted; the run goes on") == 1
+    assert (tmp_path / "0").read_text().count("warning: no figures of FLOPs: this form of image cannot be counted") == 1
     assert json.loads((tmp_path / "run" / "result.json").read_text())["flops_per_sample"] is None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from beni.data.loader import Rows, batches
-from beni.errors import ConfigError, PluginError
+from beni.errors import ConfigError, Uncountable
 from beni.flops.account import FlopMeter
 from beni.flops.figures import total
 from beni.testing.launch import run_ranks
@@ -88,10 +88,10 @@ def test_less_than_a_step_is_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_counted_is_no_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise PluginError("the FLOPs of this model cannot be counted")
+        raise Uncountable("the FLOPs of this model cannot be counted")
 
     monkeypatch.setattr(FlopMeter, "cost", refuse)
-    with pytest.raises(PluginError, match="cannot be counted; give --steps or --samples instead"):
+    with pytest.raises(Uncountable, match="cannot be counted; give --steps or --samples instead"):
         prepared(small_run(tmp_path / "run", optim={"steps": 0, "flops": FLOPS}))
     assert prepared(small_run(tmp_path / "run", optim={"steps": 0, "samples": 50})).total
 

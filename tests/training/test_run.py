@@ -1,6 +1,7 @@
 """A run from configuration to report: what it leaves behind, and that nothing of it is left to chance."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -269,10 +270,14 @@ def _two_images(folder: Path) -> Path:
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     train(small_run(tmp_path / "run", optim={"steps": 1}))
-    with pytest.raises(ConfigError, match="holds another run: choose"):
+    with pytest.raises(ConfigError, match="holds a run already: choose another folder, or continue it"):
         train(small_run(tmp_path / "run", optim={"steps": 1}))
     with pytest.raises(ConfigError, match=r"of other options \(--steps 1, now 2; --lr 0\.001, now 0\.01\): choose"):
         train(small_run(tmp_path / "run", optim={"steps": 2, "lr": 1e-2}))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(ConfigError, match="or begin it anew with --resume auto"):
+        train(small_run(tmp_path / "run", optim={"steps": 1}))
+    assert train(small_run(tmp_path / "run", optim={"steps": 1}, run={"resume": "auto"}))["steps"] == 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from beni.data.batch import PackedBatch, pack
-from beni.errors import PluginError
+from beni.errors import Uncountable
 from beni.flops.account import FlopMeter
 from beni.flops.figures import total
 from beni.model.build import Built
@@ -71,11 +71,11 @@ def test_rows_that_turn_out_not_to_be_countable_are_noted(
     rows: Sequence[PackedBatch], meter: FlopMeter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(facts: object) -> None:
-        raise PluginError("no")
+        raise Uncountable("no")
 
     made = Totals()
     made.add(rows, meter)
-    with monkeypatch.context() as patch, pytest.raises(PluginError):
+    with monkeypatch.context() as patch, pytest.raises(Uncountable):
         patch.setattr(meter, "cost", refuse)
         made.count(meter)
     assert made.uncounted == len(rows) and not made.rows and not made.flops

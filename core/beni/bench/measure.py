@@ -1,5 +1,6 @@
 """Measures one combination of parts: the training of a run, for some steps, with a stopwatch beside it."""
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -130,6 +131,7 @@ class _Recorder:
         self.open = Totals()
         self.clock = 0.0
         self.regime: Regime | None = None
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its notes on itself, and on a GPU that is not there
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
         self.profiler = profile(activities=activities)
         self.profiling = False
@@ -226,7 +228,7 @@ def _names(config: RunConfig) -> dict[str, str]:
 
 def _reference(part: Any) -> str:
     main = getattr(part.config, part.config.argument) if part.config.argument else ""
-    return f"{part.plugin.reference}:{main}" if main else part.plugin.reference
+    return f"{part.plugin.typed}:{main}" if main else part.plugin.typed
 
 
 def _device_name(device: torch.device) -> str:

@@ -44,25 +44,31 @@ def page(talkers: Sequence[Talker]) -> gr.Blocks:
     """The page of one model, or of two side by side."""
     with gr.Blocks(title=" and ".join(talker.name for talker in talkers), analytics_enabled=False) as blocks:
         session = gr.State(Session.of(talkers))
+        alone = len(talkers) == 1
         with gr.Row():
-            chats = [_chat(talker) for talker in talkers]
-        box = gr.MultimodalTextbox(
-            file_types=["image"],
-            file_count="multiple",
-            placeholder="Ask something; add pictures with the clip, or drop them here",
-            show_label=False,
-            autofocus=True,
-        )
-        with gr.Accordion("How words are chosen", open=False), gr.Row():
-            temperature = gr.Slider(0, 2, DEFAULT.temperature, step=0.05, label="Temperature", info="0: the likeliest")
-            top_p = gr.Slider(0.05, 1, DEFAULT.top_p, step=0.05, label="Top p", info="1: from all words")
-            longest = gr.Slider(1, 1024, DEFAULT.max_new_tokens, step=1, label="Longest answer", info="in tokens")
-            seed = gr.Number(DEFAULT.seed, precision=0, minimum=0, label="Seed", info="of what is drawn")
-        again = gr.Button("New conversation", variant="secondary", size="sm", elem_classes="again")
-        with gr.Row():
-            columns = [
-                _column(talker, chat, alone=len(talkers) == 1) for talker, chat in zip(talkers, chats, strict=True)
-            ]
+            with gr.Column(scale=3, min_width=320):
+                with gr.Row():
+                    chats = [_chat(talker) for talker in talkers]
+                box = gr.MultimodalTextbox(
+                    file_types=["image"],
+                    file_count="multiple",
+                    placeholder="Ask, and add pictures",
+                    show_label=False,
+                    autofocus=True,
+                )
+                with gr.Accordion("How words are chosen", open=False), gr.Row():
+                    temperature = gr.Slider(
+                        0, 2, DEFAULT.temperature, step=0.05, label="Temperature", info="0: the likeliest"
+                    )
+                    top_p = gr.Slider(0.05, 1, DEFAULT.top_p, step=0.05, label="Top p", info="1: from all words")
+                    longest = gr.Slider(
+                        1, 1024, DEFAULT.max_new_tokens, step=1, label="Longest answer", info="in tokens"
+                    )
+                    seed = gr.Number(DEFAULT.seed, precision=0, minimum=0, label="Seed", info="of what is drawn")
+                again = gr.Button("New conversation", variant="secondary", size="sm", elem_classes="again")
+            looking = gr.Column(scale=2, min_width=320) if alone else None  # beside the talk; of two models below it
+        with looking or gr.Row():
+            columns = [_column(talker, chat, alone) for talker, chat in zip(talkers, chats, strict=True)]
         shown = [part for column in columns for part in column]
 
         def ask(
@@ -158,7 +164,9 @@ def _chat(talker: Talker) -> gr.Chatbot:
         gr.HTML(f"<h2>{html.escape(talker.name)}</h2><p>{html.escape(talker.parts)}</p>", elem_classes="about")
         return gr.Chatbot(
             show_label=False,
-            height=380,
+            height=None,
+            min_height=140,
+            max_height=420,
             buttons=[],
             render_markdown=False,
             placeholder="Nothing was said yet.",
@@ -212,7 +220,7 @@ def _layers(sight: Sight | None, value: int = ALL_LAYERS) -> gr.Dropdown:
 
 def _words(sight: Sight | None, words: Sequence[str], value: int = ALL_WORDS) -> gr.Dropdown:
     """A word may come twice: it is told by its number."""
-    choices = [("whole answer", ALL_WORDS), *((f"{n + 1}  {word}", n) for n, word in enumerate(words))]
+    choices = [("all", ALL_WORDS), *((f"{n + 1}  {word}", n) for n, word in enumerate(words))]
     return gr.Dropdown(choices, value=value, visible=sight is not None and sight.by_word)
 
 
@@ -275,5 +283,6 @@ def maps(looks: Looks, sight: int = 0, layer: int = ALL_LAYERS, word: int = ALL_
         figures.append(f"<figure>{image}<figcaption>{told}</figcaption></figure>")
     rest = max(0.0, 1 - sum(float(heat.sum()) for heat in heats))
     scale = f"<i style='background: {legend()}'></i>"
-    note = f"<p class='note'>none {scale} {times:.1f} times an even look; {rest:.0%} of the weight elsewhere</p>"
+    shown = f"over the picture in grey: none {scale} {times:.1f} times an even look"
+    note = f"<p class='note'>{shown}; {rest:.0%} of the weight elsewhere</p>"
     return f"<div class='figures'>{''.join(figures)}</div>{note}"

@@ -99,7 +99,9 @@ def look(talker: Talker, asked: Conversation, said: Said) -> Looks:
     """
     document = talker.prompt(asked)
     if not document.images:
-        return Looks(why_none="There is no picture in this conversation.")
+        return Looks(
+            why_none="There is no picture in this conversation; what was trained on pictures may say anything."
+        )
     if not said.ids:
         return Looks(why_none="Nothing was answered.")
     images = distinct(document.images)

@@ -1,7 +1,9 @@
 """`beni check KIND NAME [OPTIONS]`: does a part keep what its kind promises?"""
 
 import dataclasses
+import difflib
 import os
+import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,9 +15,11 @@ from beni.cli import held
 from beni.cli.options import parse
 from beni.config import Part, choose, to_dict
 from beni.errors import ConfigError
+from beni.errors import counted as plural
 from beni.interfaces import load
 from beni.registry import GROUPS
 from beni.testing import run_all, suite_for
+from beni.testing.suite import Outcome
 
 
 def check(arguments: Sequence[str], program: str) -> None:
@@ -26,8 +30,13 @@ def check(arguments: Sequence[str], program: str) -> None:
         SystemExit: with code 1 where a check failed.
     """
     words = list(arguments)
+    usage = f"usage: {program} {'|'.join(GROUPS)} NAME [--KIND.OPTION VALUE …]"
+    if {"-h", "--help"} & set(words[:2]):
+        print(f"{usage}\n\nRun the conformance suite of a part. NAME may be FILE.py:CLASS; with --help its options.")
+        return
     if len(words) < 2 or words[0] not in GROUPS or words[1].startswith("-"):
-        raise ConfigError(f"usage: {program} {'|'.join(GROUPS)} NAME [--KIND.OPTION VALUE …]")
+        close = difflib.get_close_matches(words[0], GROUPS, n=1) if words and words[0] not in GROUPS else []
+        raise ConfigError(f"{usage}{(close and f': did you mean {close[0]}?') or ''}")
     kind, name, *rest = words
     part = _with_options(kind, choose(kind, name), rest, program)
     load(kind, part)
@@ -35,6 +44,7 @@ def check(arguments: Sequence[str], program: str) -> None:
     _quiet()
     started = time.perf_counter()
     found = {"ok": 0, "failed": 0, "skipped": 0}
+    met: dict[str, str] = {}
     suite = suite_for(kind, part.plugin.reference, to_dict(part.config))
     if refusal := suite.refusal():
         raise ConfigError(
@@ -43,11 +53,29 @@ def check(arguments: Sequence[str], program: str) -> None:
         )
     for outcome in run_all(suite):
         found[outcome.status] += 1
-        print(f"{outcome.status:<8} {outcome.check}{outcome.reason and f': {outcome.reason}'}", flush=True)
+        print(f"{outcome.status:<8} {outcome.check}{_why(outcome, met)}", flush=True)
     counted = ", ".join(f"{count} {status}" for status, count in found.items() if count)
+    if len(met) < found["failed"]:
+        counted += f" for {plural(len(met), 'reason')}"
     print(f"{sum(found.values())} checks in {time.perf_counter() - started:.0f} s: {counted}")
     if found["failed"]:
         raise SystemExit(1)
+
+
+def _why(outcome: Outcome, met: dict[str, str]) -> str:
+    """Behind a check's name: its reason; of one that only differs in numbers from a reason told before, where.
+
+    Args:
+        outcome: the check's.
+        met: reasons without their numbers, and the check that told each; one more is added.
+    """
+    if not outcome.reason:
+        return ""
+    if outcome.status == "failed":
+        first = met.setdefault(re.sub(r"\d+", "", outcome.reason), outcome.check)
+        if first != outcome.check:
+            return f": as above, '{first}'"
+    return f": {outcome.reason}"
 
 
 def _with_options(kind: str, part: Part, arguments: Sequence[str], program: str) -> Part:

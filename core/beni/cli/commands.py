@@ -17,7 +17,7 @@ from beni.cli.options import parse, parse_stages
 from beni.cli.printed import printed
 from beni.config import RunOptions, choose
 from beni.data.spec import judged
-from beni.errors import BeniError, ConfigError, PluginError, counted
+from beni.errors import BeniError, ConfigError, counted
 from beni.eval.figure import FIGURES
 from beni.eval.generate import Sampling, answer_texts
 from beni.eval.judge import judge, subset
@@ -52,9 +52,13 @@ def _headline(result: dict[str, Any]) -> None:
         shown = {key: result[key] for key in HEADLINE if result.get(key) is not None}
         tqdm.write(printed(shown), file=sys.stdout)
         if missing := (result.get("unusable_samples") or 0) + (result.get("skipped_samples") or 0):
-            tqdm.write(
-                f"{counted(missing, 'sample')} left out: report.html and result.json say which and why", file=sys.stderr
-            )
+            first = [*result["unusable"], *result["skipped"]][0]
+            told = f"{counted(missing, 'sample')} left out; '{first['id']}': {first['reason']}"
+            tqdm.write(f"{told}; report.html and result.json have all" if missing > 1 else told, file=sys.stderr)
+        for name, figures in (result.get("evaluations") or {}).items():
+            if figures.get("unreadable"):
+                told = f"{name}: {counted(figures['unreadable'], 'item')} could not be read, and counted as wrong"
+                tqdm.write(f"{told}: predictions.jsonl says why", file=sys.stderr)
         if not result.get("evaluations"):
             tqdm.write("nothing was judged: say with --eval-data on what", file=sys.stderr)
 
@@ -135,20 +139,27 @@ def generate(arguments: Sequence[str], program: str) -> None:
         document = composer.compose(said.sample(), prompt_only=True)
         [answer] = answer_texts(model, composer, [document], options.sampling)
         print(answer.strip())
+        if not answer.strip():
+            seen = "" if options.image else ", which saw no picture (--image)"
+            print(f"the answer of the model{seen} is empty", file=sys.stderr)
 
 
 def plugins(arguments: Sequence[str], program: str) -> None:
     """List parts without importing them; with `--verify` import each and say which are broken; or show one."""
     words = list(arguments)
+    usage = f"usage: {program} [--verify | show {'|'.join(GROUPS)} NAME]"
+    if {"-h", "--help"} & set(words):
+        print(f"{usage}\n\nList installed parts; import each and say which are broken; or show one with its options.")
+        return
     if words in ([], ["--verify"]):
         for kind in GROUPS:
             print(f"{kind}s")
             for plugin in available(kind):
                 broken = _why_broken(plugin) if words else ""
-                print(f"  {_typed(plugin):<12}  {plugin.owner}  {plugin.target}{broken and f'  BROKEN: {broken}'}")
+                print(f"  {plugin.typed:<12}  {plugin.owner}  {plugin.target}{broken and f'  BROKEN: {broken}'}")
         return
     if len(words) != 3 or words[0] != "show" or words[1] not in GROUPS:
-        raise ConfigError(f"usage: {program} [--verify | show {'|'.join(GROUPS)} NAME]")
+        raise ConfigError(usage)
     plugin = find(words[1], words[2])
     part = plugin.load()
     print(
@@ -157,14 +168,6 @@ def plugins(arguments: Sequence[str], program: str) -> None:
     for option in describe.options(part.Config):  # type: ignore[attr-defined]
         print(f"  --{words[1]}.{option.name} {option.type}, by default {option.default}")
         print(textwrap.fill(option.text, 108, initial_indent=" " * 6, subsequent_indent=" " * 6))
-
-
-def _typed(plugin: Plugin) -> str:
-    """What to type for a part: its name, with the package where the name alone means another part, or none."""
-    try:
-        return plugin.name if find(plugin.kind, plugin.name) == plugin else plugin.reference
-    except PluginError:
-        return plugin.reference
 
 
 def _why_broken(plugin: Plugin) -> str:

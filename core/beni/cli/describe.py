@@ -31,13 +31,13 @@ def about(part: type) -> str:
 
 def options(config: type) -> list[Option]:
     """The fields of a dataclass, in order, those of its base classes first."""
-    hints, kinds, texts = get_type_hints(config), held_parts(config), _texts(config)
+    hints, kinds, told = get_type_hints(config), held_parts(config), texts(config)
     return [
         Option(
             field.name.replace("_", "-"),
             kinds.get(field.name) or _type(hints[field.name]),
             _default(field),
-            texts.get(field.name, ""),
+            told.get(field.name, ""),
         )
         for field in dataclasses.fields(config)
     ]
@@ -58,7 +58,7 @@ def _default(field: "dataclasses.Field[Any]") -> str:
     return repr(value.plugin.name if isinstance(value, Part) else value)
 
 
-def _texts(config: type) -> dict[str, str]:
+def texts(config: type) -> dict[str, str]:
     """The strings that stand behind fields in the source."""
     found: dict[str, str] = {}
     for cls in reversed(config.__mro__[:-1]):

@@ -6,6 +6,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from beni.errors import BeniError, LostProcess
@@ -35,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with _while_read():
             print("usage: beni COMMAND [OPTIONS]\n")
             print("\n".join(f"  {name:<11} {what}" for name, what in COMMANDS.items()))
-            print("\nbeni COMMAND --help shows the options.")
+            print("\nbeni COMMAND --help shows the options, beni --version the version.")
+        return
+    if words == ["--version"]:
+        print(f"beni {version('beni')}")
         return
     if words[0] not in COMMANDS:
         _fail(f"there is no command '{words[0]}': choose one of {', '.join(COMMANDS)}")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, get_args, get_origin
 
+import tyro
+
 MEANINGS = {
     "INT": "a whole number",
     "FLOAT": "a number",
@@ -39,7 +41,13 @@ def explain(message: str, cls: type, arguments: Sequence[str], parts: Mapping[st
         return f"{found[2]} {found[1]}: choose one of {found[3].replace(chr(39), '')}"
     if found := re.search(r"Missing value for argument '(--\S+)'", text):
         return f"{found[1]} needs a value {HELP}"
+    if found := re.search(r"Missing value for argument '([a-z_]+)'", text):
+        return _without_a_name(found[1], arguments)
     if found := re.search(r"Required options Missing from .*?: (--\S+) \S+ (.*?) \(required\)", text):
+        several = [(name, values) for name in _names(cls) if len(values := _values(name, arguments)) > 1]
+        took = "".join(f" {name} took '{values[-1]}'." for name, values in several)
+        return f"{found[1]} is required: {found[2]}{took}"
+    if found := re.search(r"Required options Missing from .*?: ([A-Z]+) (.*?) \(required\)", text):
         return f"{found[1]} is required: {found[2]}"
     return f"{text} {HELP}"
 
@@ -49,8 +57,13 @@ def unexpected(word: str, cls: type, arguments: Sequence[str], parts: Mapping[st
     if not word.startswith("--"):
         at = list(arguments).index(word) if word in arguments else 0
         behind = " ".join(arguments[max(0, at - 2) : at])
-        return f"unexpected '{word}'{f' behind {behind}' if behind else ''} {HELP}"
+        meant = [f"--{name} {word}" for name in _required(cls) if f"--{name}" not in arguments]
+        hint = f": did you mean {meant[0]}?" if meant else f" {HELP}"
+        return f"unexpected '{word}'{f' behind {behind}' if behind else ''}{hint}"
     option = word.partition("=")[0].replace("_", "-")
+    for name in _positionals(cls):
+        if name.startswith(option.removeprefix("--")):
+            return _without_a_name(name, arguments)
     known = list(_names(cls))
     group, _, last = option.removeprefix("--").rpartition(".")
     kind = group if group in parts else group.partition(".")[0]
@@ -80,9 +93,32 @@ def _values(option: str, arguments: Sequence[str]) -> list[str]:
     return values
 
 
+def _without_a_name(name: str, arguments: Sequence[str]) -> str:
+    """That a value is given by itself: `beni chat runs/a/model`, not `--model runs/a/model`."""
+    spelled = [word for word in arguments if word.startswith("--") and name.startswith(word[2:].partition("=")[0])]
+    for word in spelled:
+        given = " ".join(_values(word.partition("=")[0], arguments))
+        return f"{word.partition('=')[0]} is no option here: write {given or name.upper()} by itself {HELP}"
+    return f"{name.upper()} is missing {HELP}"
+
+
+def _positionals(cls: type) -> list[str]:
+    """What a dataclass takes without a name."""
+    return [field.name for field in dataclasses.fields(cls) if tyro.conf.Positional in get_args(field.type)]
+
+
+def _required(cls: type) -> list[str]:
+    """Options without a default."""
+    nothing = dataclasses.MISSING
+    fields = [f for f in dataclasses.fields(cls) if f.default is nothing and f.default_factory is nothing]
+    return [field.name for field in fields if field.name not in _positionals(cls)]
+
+
 def _names(cls: type, prefix: str = "--") -> Iterator[str]:
     """Every option of a dataclass; a group with an annotation (`Annotated[…, arg(name="")]`) has no prefix."""
     for field in dataclasses.fields(cls):
+        if field.name in _positionals(cls):
+            continue
         flat = get_origin(field.type) is Annotated
         kind = get_args(field.type)[0] if flat else field.type
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):

@@ -15,6 +15,7 @@ import tyro
 
 from beni.cli import held
 from beni.cli.mistakes import explain, unexpected
+from beni.cli.shown import shown
 from beni.cli.stages import only, split
 from beni.config import (
     DEFAULT_PARTS,
@@ -152,7 +153,8 @@ def parse(
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            parsed, unknown = tyro.cli(cls, args=list(arguments), prog=program, return_unknown_args=True)
+            asked = shown(cls) if {"-h", "--help"} & set(arguments) else cls
+            parsed, unknown = tyro.cli(asked, args=list(arguments), prog=program, return_unknown_args=True)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from beni.export.probes import pixel_differences
 from beni.export.target import Source, Target
 from beni.export.verify import Pair, verify
 from beni.export.vocabulary import Tables, full_tables
+from beni.report.card import Exported, write_exported_card
 from beni.sample import IMAGE_MARK
 
+CARD = "README.md"
 TARGETS: dict[str, Target] = {target.name: target for target in (LLAVA, LLAVA_NEXT, IDEFICS3)}
 """Families of native classes, by what `--to` calls them."""
 
@@ -62,6 +65,8 @@ def export(folder: str, to: str, out: str) -> dict[str, Any]:
         read = AutoModelForImageTextToText.from_pretrained(scratch, dtype=torch.float32).eval()
         pair = Pair(model, composer, set(tables.silent), read, AutoProcessor.from_pretrained(scratch), target)
         check = verify(pair, tolerance)
+        with writing(out):
+            write_exported_card(scratch / CARD, Path(folder) / CARD, Exported(name, to, check.logits, check.pixels))
     return {"class": name, **{f"{key}_differ_by": value for key, value in asdict(check).items()}}
 
 

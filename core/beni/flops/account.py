@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from beni.data.batch import PackedBatch, Placement, RowStats, VisualInput
-from beni.errors import PluginError, first_line
+from beni.errors import PluginError, Uncountable, first_line, place_of
 from beni.flops.count import Flops, PartFlops, added, count, scaled
 from beni.interfaces import load
 from beni.model.modeling import BeniForConditionalGeneration
@@ -161,7 +161,7 @@ class FlopMeter:
         kept: operations whose results are kept all the same (`beni.flops.count.count`).
 
     Raises:
-        PluginError: a part does not run on the meta device, or its cost is no sum over what it gets.
+        Uncountable: a part does not run on the meta device, or its cost is no sum over what it gets.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class FlopMeter:
         for part, flops in found.items():
             wanted = expected.get(part, Flops())
             if not np.allclose(flops, wanted, rtol=1e-6):
-                raise PluginError(
+                raise Uncountable(
                     f"the FLOPs of {part} cannot be told from the sizes of a batch: for {_HELD_OUT} it computes "
                     f"{flops.model:,.0f}, where smaller batches make one expect {wanted.model:,.0f}"
                 )
@@ -270,9 +270,9 @@ def _told() -> Iterator[None]:
     except PluginError:
         raise
     except Exception as error:
-        raise PluginError(
+        raise Uncountable(
             f"the FLOPs of this model cannot be counted: a part of it does not run without values, on PyTorch's "
-            f"meta device ({type(error).__name__}: {first_line(error)}); see docs/flops.md"
+            f"meta device ({type(error).__name__}: {first_line(error)}, {place_of(error)}); see docs/flops.md"
         ) from error
 
 

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from beni.errors import PluginError
+from beni.errors import Uncountable
 
 Result = TypeVar("Result")
 
@@ -108,7 +108,7 @@ def count(
         The result, and the count by part, without parts that compute nothing.
 
     Raises:
-        PluginError: an operation of somebody's own that has no formula.
+        Uncountable: an operation of somebody's own that has no formula.
     """
     counter = _Counter(rest, kept)
     with counter.inside(parts, recomputed), torch.enable_grad(), counter:
@@ -135,7 +135,7 @@ class _Counter(TorchDispatchMode):
             if self.recomputed and op not in self.kept:
                 self._add(self.recomputed[-1], Flops(again=forward))
         elif op.namespace not in _KNOWN or op._schema.name in _UNKNOWN:
-            raise PluginError(
+            raise Uncountable(
                 f"operation '{op.name()}' has no formula for its FLOPs: register one with torch.utils.flop_counter."
                 f"register_flop_formula, which returns 0 if it multiplies no matrices (docs/flops.md)"
             )

@@ -1,7 +1,8 @@
 """Features to visual tokens: what grid a grid becomes, and what tokens a crop becomes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -139,7 +140,8 @@ class Connector(Loadable, ABC):
         if listener := listening():
             merged = any(layout.merge is not None for layout in layouts)
             listener.about(None if merged else joined.grids)
-        tokens_VD = self.project(joined)
+        with self._noted(joined):
+            tokens_VD = self.project(joined)
         outs = [self.config.outs(layout, self.encoders) for layout in layouts]
         self._promised(tokens_VD, sum(count_of(out) for crops in outs for out in crops), "`project` and `out_grid`")
         return self.deliver(merge_tiles(tokens_VD, outs, layouts), layouts)
@@ -156,14 +158,29 @@ class Connector(Loadable, ABC):
         self._promised(tokens_VD, sum(map(sum, counts)), "`forward` and `shapes`")
         return VisualTokens(tokens_VD, counts, windows)
 
-    def _promised(self, tokens_VD: Float[Tensor, "V width"], declared: int, who: str) -> None:
+    def _promised(self, tokens_VD: Tensor, declared: int, who: str) -> None:
         if tokens_VD.shape == (declared, self.out_width):
             return
-        wrong = f"{who} must agree" if len(tokens_VD) != declared else "the last dimension must be `self.out_width`"
+        if tokens_VD.ndim != 2:
+            wrong = "all crops' tokens come in one dimension, crop after crop (`.flatten(0, 1)`)"
+        else:
+            wrong = f"{who} must agree" if len(tokens_VD) != declared else "the last dimension must be `self.out_width`"
         raise PluginError(
             f"connector {type(self).__name__} returned {tuple(tokens_VD.shape)} for a batch of which its config "
             f"declared {declared} tokens of {self.out_width} channels: {wrong}"
         )
+
+    @contextmanager
+    def _noted(self, features: Features) -> Iterator[None]:
+        """What a part raises says what the part was given: a traceback shows the line, not the widths."""
+        try:
+            yield
+        except Exception as error:
+            error.add_note(
+                f"in the connector {type(self).__name__}, of features {tuple(features.tokens_ND.shape)}: "
+                f"`self.in_width` is {self.in_width}, `self.out_width` {self.out_width}"
+            )
+            raise
 
     def join(self, features: Mapping[str, Features]) -> Features:
         """One encoder's features, or several encoders' concatenated by channel where their grids agree."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,20 @@ HUB_ID = re.compile(r"(?:hf:|timm:|hub:|cache:)?([\w.-]+/[\w.-]+)(?:[@?].*)?")
 """A model or dataset of the hub, as parts and data are named; with its revision or options."""
 BUILT_WITH = ("llm",)
 """Kinds of parts that make a model, and that a saved one does not need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A model as a class of Transformers."""
+
+    native: str
+    """The class."""
+    to: str
+    """Its family, as `beni export` calls it."""
+    logits: float
+    """By how much its logits differ from those of the model that it was made of, as a part of the largest."""
+    pixels: float
+    """By how much its prepared pictures differ, as a part of the way from black to white."""
 
 
 def write_card(path: Path, result: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -65,6 +79,20 @@ def write_card(path: Path, result: Mapping[str, Any], config: Mapping[str, Any])
     }
     card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{fill('card.md.jinja', values, escape=False)}\n")
     write_whole(path, str(card))
+
+
+def write_exported_card(path: Path, original: Path, exported: Exported) -> None:
+    """Write the README.md of a model that was exported as a class of Transformers' own.
+
+    Args:
+        path: the file; its folder exists.
+        original: the card of the model that it was made of; what that tells the hub, this tells, too.
+        exported: how.
+    """
+    metadata = ModelCard.load(original).data if original.is_file() else ModelCardData(pipeline_tag=TASK)
+    metadata.library_name = "transformers"
+    text = fill("exported.md.jinja", asdict(exported) | {"title": metadata.get("model_name")}, escape=False)
+    write_whole(path, f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
 
 
 _NAMING = ("connector", "fusion")

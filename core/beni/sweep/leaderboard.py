@@ -287,7 +287,7 @@ class Said:
     """What the seeds of a combination answer to an item."""
 
     text: str
-    """The different answers, the most frequent one first."""
+    """The different answers, the most frequent one first, each with how often it was given."""
     colour: str
     """Class of the text: whether all seeds are right, none, or some."""
     gets: float
@@ -299,7 +299,7 @@ class Said:
         said = Counter(answer.prediction.strip() or MISSING for answer in answers)
         right = {answer.score >= 0.5 for answer in answers}
         colour = "" if len(right) > 1 else "right" if right == {True} else "wrongly"
-        texts = " or ".join(text for text, _ in said.most_common())
+        texts = ", ".join(f"{text} {times}×" if len(said) > 1 else text for text, times in said.most_common())
         return cls(texts, colour, sum(answer.score for answer in answers), len(answers))
 
 

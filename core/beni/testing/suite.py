@@ -11,7 +11,6 @@ import inspect
 import json
 import pickle
 import textwrap
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +21,7 @@ from unittest import SkipTest
 import torch
 
 from beni.config import Part, choose, part_from_dict
-from beni.errors import BeniError, ConfigError
+from beni.errors import BeniError, ConfigError, place_of
 from beni.interfaces import load
 
 UNKNOWN = "no_part_has_an_option_of_this_name"
@@ -187,7 +186,5 @@ def _told(error: Exception) -> str:
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if line and isinstance(error, (AssertionError, BeniError)):
         return line
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    inside = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    place = inside[-1] if inside else place
-    return f"{type(error).__name__}: {line} ({place.filename}:{place.lineno})"
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    return f"{type(error).__name__}: {line} ({place_of(error)}){notes}"

@@ -8,7 +8,7 @@ from beni.config import RunConfig
 from beni.data.features import FeatureStore
 from beni.data.loader import Rows
 from beni.data.plan import Plan
-from beni.errors import ConfigError, PluginError
+from beni.errors import ConfigError, Uncountable
 from beni.flops.figures import total
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.training import freeze
@@ -32,7 +32,7 @@ def steps_of(
 
     Raises:
         ConfigError: the operations do not pay for a step.
-        PluginError: they are a budget, and cannot be counted.
+        Uncountable: they are a budget, and cannot be counted.
     """
     optim, plan = config.optim, rows.plan
     if optim.steps:
@@ -62,7 +62,7 @@ def _epoch_flops(config: RunConfig, rows: Rows, model: BeniForConditionalGenerat
     The first rows would not do: in some orders they are all alike, and the last rows of an epoch may be short.
 
     Raises:
-        PluginError: this cannot be counted.
+        Uncountable: this cannot be counted.
     """
     plan = rows.plan
     planned = len(plan.rows(0))
@@ -74,6 +74,6 @@ def _epoch_flops(config: RunConfig, rows: Rows, model: BeniForConditionalGenerat
         costs = [
             total(meter.row(unread[(0, *divmod(number, plan.batch.rows))]).full).model for number in drawn.tolist()
         ]
-    except PluginError as error:
-        raise PluginError(f"--flops: {error}; give --steps or --samples instead") from error
+    except Uncountable as error:
+        raise Uncountable(f"--flops: {error}; give --steps or --samples instead") from error
     return planned * float(np.mean(costs))

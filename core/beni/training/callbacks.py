@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
-from beni.errors import DataError, NotWritten, PluginError
+from beni.errors import DataError, NotWritten, Uncountable
 from beni.flops.peaks import limit_of, peak_of
 from beni.training import committed
 from beni.training.checkpoint import Facts, Position
@@ -166,14 +166,14 @@ class Callbacks:
         try:
             if self.meter is not None:
                 self.window.count(self.meter)
-        except PluginError as error:
+        except Uncountable as error:
             return str(error)
         return ""
 
     def _uncounted(self, why: str) -> None:
         """No process counts any more: figures would be of a part of the rows."""
         self.meter = None
-        self.metrics.tell(f"warning: {why}; the run goes on without figures of its FLOPs")
+        self.metrics.tell(f"warning: no figures of FLOPs: {why}")
 
     def _stop_at_bad(self, step: StepReport) -> None:
         bad = [pair for batch in step.batches for pair in batch.stats.bad]

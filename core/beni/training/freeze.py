@@ -177,18 +177,25 @@ def assert_gradients(model: BeniForConditionalGeneration, table: Sequence[Freeze
     """After a backward pass: what is trainable got a gradient, what is frozen got none.
 
     Raises:
-        ConfigError: names the first parameter that contradicts the table.
+        ConfigError: names the first parameter that contradicts the table, or a part that gradients do not reach.
     """
     trained = trained_names(model, table)
-    for name, parameter in model.named_parameters():
-        if name in trained and parameter.grad is None:
+    has = {name: parameter.grad is not None for name, parameter in model.named_parameters()}
+    for name, got in has.items():
+        part = part_of(name)
+        if name in trained and not got:
+            if not any(got for other, got in has.items() if other in trained and part_of(other) == part):
+                raise ConfigError(
+                    f"{part} is to be trained but no gradient reached it: it, or a part behind it, cuts gradients off "
+                    f"(`detach()`, `torch.no_grad()`, `.data`), or does not use what it is given"
+                )
             hint = "; its layer is not called, only its weight is read: leave it out with --peft-targets"
             raise ConfigError(
-                f"parameter '{name}' of {part_of(name)} is to be trained but received no gradient"
-                + (hint if part_of(name).endswith(ADAPTER) else "")
+                f"parameter '{name}' of {part} is to be trained but received no gradient"
+                + (hint if part.endswith(ADAPTER) else "")
             )
-        if name not in trained and parameter.grad is not None:
-            raise ConfigError(f"parameter '{name}' of {part_of(name)} is frozen but received a gradient")
+        if name not in trained and got:
+            raise ConfigError(f"parameter '{name}' of {part} is frozen but received a gradient")
 
 
 def show(table: Iterable[FreezeRow]) -> str:

@@ -15,7 +15,7 @@ def meter_of(model: BeniForConditionalGeneration, options: RunOptions) -> FlopMe
         options: of the run: what is computed again.
 
     Raises:
-        PluginError: a part of it cannot be counted.
+        Uncountable: a part of it cannot be counted.
     """
     blocks = [block for stack in stacks(model) for block in stack[:: options.activation_checkpointing_every]]
     recomputed = [] if options.activation_checkpointing == "none" else blocks

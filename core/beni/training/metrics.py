@@ -43,7 +43,10 @@ class Metrics:
         """Print a line beside the progress bar."""
         if self.file is not None:
             with _unread():
-                tqdm.write(message, file=sys.stderr)
+                if self.bar.last_print_t > self.bar.start_t:
+                    tqdm.write(message, file=sys.stderr)
+                else:  # it was not drawn yet, and tqdm would draw it
+                    print(message, file=sys.stderr, flush=True)
 
     def advance(self, **shown: str) -> None:
         """One step done."""

@@ -26,19 +26,19 @@ def open_folder(config: RunConfig, resumed_from: Path | None) -> Path:
     """The run's folder: new, or empty of runs, unless the run in it is continued.
 
     Raises:
-        ConfigError: it holds another run.
+        ConfigError: it holds a run.
     """
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.connector.plugin.name}-{config.fusion.plugin.name}"
     folder = Path(config.run.out or Path("runs") / name.replace("/", "_"))
     if folder.is_file():
         raise ConfigError(f"--out {folder} is a file")
-    continued = resumed_from is not None or config.run.resume == "auto" or config.run.dry_run
-    if (folder / "config.json").exists() and not continued:
+    goes_on = resumed_from is not None or config.run.resume == "auto" or config.run.dry_run
+    if (folder / "config.json").exists() and not goes_on:
+        anew = "" if committed.latest(folder / "checkpoints") else " anew"
         other = _different(folder, config, _unplaced)
-        of, its = (f", of other options ({other})", ", with its options,") if other else ("", "")
-        raise ConfigError(
-            f"--out {folder} holds another run{of}: choose another folder, or continue that run{its} with --resume auto"
-        )
+        holds = f"another run, of other options ({other})" if other else "a run already"
+        goes = f"{'begin' if anew else 'continue'} {'that run, with its options,' if other else 'it'}{anew}"
+        raise ConfigError(f"--out {folder} holds {holds}: choose another folder, or {goes} with --resume auto")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -65,7 +65,8 @@ def check_continued(checkpoint: Path, config: RunConfig) -> None:
     if other := learned_otherwise(checkpoint.parent.parent, config):
         raise CheckpointError(
             f"checkpoint {checkpoint} was made with other options ({other}): going on would not give the same result; "
-            f"use the same settings, or start a new run"
+            f"use the same settings, or start a new run (--init {checkpoint.parent.parent / 'model'} --train PARTS "
+            f"goes on training what this one saved)"
         )
 
 

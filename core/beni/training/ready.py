@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from beni.errors import PluginError
+from beni.errors import Uncountable
 from beni.flops.account import FlopMeter
 from beni.training import freeze
 from beni.training.meter import meter_of
@@ -25,10 +25,10 @@ class Ready:
         """The meter, for those who cannot do without.
 
         Raises:
-            PluginError: there is none.
+            Uncountable: there is none.
         """
         if self.meter is None:
-            raise PluginError(self.uncountable)
+            raise Uncountable(self.uncountable)
         return self.meter
 
 
@@ -39,7 +39,7 @@ def ready(run: Run) -> Ready:
     meter, uncountable = None, ""
     try:
         meter = meter_of(model, config.run)
-    except PluginError as error:  # which keeps nobody from training
+    except Uncountable as error:  # which keeps nobody from training
         uncountable = str(error)
     parallelize(model, run.processes, config.run, freeze.frozen_encoders(table), run.dtype)
     freeze.apply(model, table)

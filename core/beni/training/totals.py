@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from beni.data.batch import PackedBatch
-from beni.errors import PluginError, counted
+from beni.errors import Uncountable, counted
 from beni.flops.account import FlopMeter, RowFacts
 from beni.flops.count import PartFlops, added
 from beni.flops.figures import per_sample, utilization
@@ -73,12 +73,12 @@ class Totals:
         """Count the operations of the rows.
 
         Raises:
-            PluginError: they cannot be; the rows are noted as uncounted.
+            Uncountable: they cannot be; the rows are noted as uncounted.
         """
         rows, self.rows = self.rows, []
         try:
             costs = [meter.cost(facts) for facts in rows]
-        except PluginError:
+        except Uncountable:
             self.uncounted += len(rows)
             raise
         self.flops = added(self.flops, *(cost.full for cost in costs))

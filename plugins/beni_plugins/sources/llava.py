@@ -74,7 +74,10 @@ def _sample(item: Any, number: int, where: str, root: Path) -> Sample:
         raise DataError(f"{where}: is a {type(item).__name__}, not an object with 'conversations'")
     talk = item.get("conversations")
     if not isinstance(talk, list) or not talk:
-        raise DataError(f"{where}: has no 'conversations', a list of {{from, value}}")
+        raise DataError(
+            f"{where}: has no 'conversations', a list of {{from, value}}, but {', '.join(map(str, item))}; a question "
+            f"and an answer in fields of their own are read by hf:FILE"
+        )
     images = item.get("image")
     images = [images] if isinstance(images, str) else images or []
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
