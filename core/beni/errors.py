@@ -6,7 +6,11 @@ with the error's code. Anything else that escapes is a defect of ours and keeps 
 
 import os
 import traceback
+from pathlib import Path
 from typing import ClassVar
+
+HERE = Path(__file__).parent
+"""This package."""
 
 
 def with_extra(extra: str) -> str:
@@ -96,10 +100,12 @@ def counted(number: int, noun: str) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """`FILE:LINE` of what raised an error: the innermost that is in no installed package, if there is one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename] or list(frames)
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
+    """`FILE:LINE` of what raised an error: the innermost in no installed package, nor in this one, if there is one."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    theirs = [frame for frame in own if not Path(frame.filename).is_relative_to(HERE)]
+    [*_, innermost] = theirs or own or frames
+    return f"{innermost.filename}:{innermost.lineno}"
 
 
 def first_line(error: BaseException) -> str:

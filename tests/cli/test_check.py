@@ -106,6 +106,10 @@ def test_one_mistake_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         "failed   too: as above, 'else'",
     ]
     assert last.endswith("4 failed for 2 reasons")
+    outcomes = [Outcome(name, "failed", f"KeyError: 0 (part.py:{line})") for name, line in (("this", 8), ("that", 99))]
+    monkeypatch.setattr(check, "run_all", lambda suite: iter(outcomes))
+    assert code_of("check", "connector", "mlp@beni") == 1
+    assert "as above" not in capsys.readouterr().out, "they are in two places"
 
 
 @pytest.mark.parametrize("line", ["check --help", "check connector -h", "plugins --help"])

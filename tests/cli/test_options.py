@@ -1,6 +1,7 @@
 """Parts first, then everybody's options; a mistake is one line that says what to do."""
 
 import shlex
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,27 @@ def test_help_lists_the_options_of_the_chosen_parts(capsys: pytest.CaptureFixtur
         assert expected in shown
 
 
+@dataclass
+class Group:
+    few: int = 2
+    """How many."""
+
+
+@dataclass
+class Odd:
+    """Options as somebody else may write them."""
+
+    name: str
+    """What it is
+    of."""
+    group: Group = field(default_factory=Group)
+    other: Group | None = None
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = self.group.few
+
+
 def test_help_is_in_paragraphs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Wherever the source breaks a text into lines, and however deep its group of options is."""
     monkeypatch.setenv("COLUMNS", "3000")
@@ -231,6 +253,12 @@ def test_help_is_in_paragraphs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert sum(len(text) > 120 for text in texts) > 5, "which the source has in two lines"
     for text in texts:
         assert any(text in line for line in lines), text
+    with pytest.raises(SystemExit):
+        run("--encoder a=tiny b=tiny --help")
+    assert "--encoder.b.width" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parse(Odd, ["--help"], "odd")
+    assert "What it is of" in (told := capsys.readouterr().out) and "--group.few INT" in told and "--total" not in told
     assert not any("_ArgConfig" in line or "RunOptions(" in line for line in lines), "no text of dataclass's own"
 
 
@@ -267,6 +295,8 @@ def test_commands_with_required_options_say_which() -> None:
         (EvaluateOptions, "runs/a/model", "unexpected 'runs/a/model': did you mean --model runs/a/model?"),
         (EvaluateOptions, "--model a b", "unexpected 'b' behind --model a (--help lists all options)"),
         (GenerateOptions, "--model a --image b what", "--prompt is required: The question; "),
+        (EvaluateOptions, "--model=a b", "unexpected 'b' behind --model=a (--help lists all options)"),
+        (EvaluateOptions, "-m a", "unexpected '-m' (--help lists all options)"),
         (ChatOptions, "--model runs/a/model", "--model is no option here: write runs/a/model by itself"),
         (ExportOptions, "--model a --to llava --out b", "--model is no option here: write a by itself"),
         (ExportOptions, "--to llava --out b", "MODEL is required: Folder of a saved model (RUN/model)."),

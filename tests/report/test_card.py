@@ -12,8 +12,9 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageTextToText
 
+from beni.errors import ConfigError
 from beni.report import write_card
-from beni.report.card import Exported, _hub_ids, public, write_exported_card
+from beni.report.card import Exported, _hub_ids, metadata_of, public, write_exported_card
 from beni.training.run import train
 from tests.report.drawn import picture
 from tests.report.test_page import ATTACK, CONFIG, RESULT
@@ -83,14 +84,20 @@ def test_saving_the_model_again_leaves_it(run: Path, tmp_path: Path) -> None:
 
 def test_an_exported_model_tells_the_hub_the_same(run: Path, tmp_path: Path) -> None:
     original = run / "model" / "README.md"
-    write_exported_card(tmp_path / "README.md", original, Exported("LlavaForConditionalGeneration", "llava", 1e-7, 0.0))
+    exported = Exported("LlavaForConditionalGeneration", "llava", 1e-7, 0.0)
+    write_exported_card(tmp_path / "README.md", metadata_of(original), exported)
     written, before = ModelCard.load(tmp_path / "README.md"), ModelCard.load(original)
     assert written.data.to_dict() == before.data.to_dict() and written.data.eval_results
     assert "as `LlavaForConditionalGeneration`" in written.text and "by at most 1e-07 of the" in written.text
     assert "import beni" not in written.text
-    bare = tmp_path / "bare.md"
-    write_exported_card(bare, tmp_path / "none.md", Exported("X", "llava", 0.0, 0.0))
-    assert ModelCard.load(bare).data.pipeline_tag == "image-text-to-text"
+    for text in (None, "no metadata", "---\ntags: [own]\n---\n"):
+        if text is not None:
+            (tmp_path / "own.md").write_text(text)
+        write_exported_card(tmp_path / "bare.md", metadata_of(tmp_path / "own.md"), exported)
+        assert ModelCard.load(tmp_path / "bare.md").data.pipeline_tag == "image-text-to-text"
+    (tmp_path / "own.md").write_text("---\ntags: [own\n---\n")
+    with pytest.raises(ConfigError, match=r"own\.md: its metadata cannot be read"):
+        metadata_of(tmp_path / "own.md")
 
 
 def test_a_run_that_was_not_judged(tmp_path: Path) -> None:

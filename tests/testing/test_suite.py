@@ -26,7 +26,7 @@ FOUND = [
     ("connector", "Detaching", "gradients_reach_every_parameter", "remove no_grad and detach"),
     ("connector", "Detaching", "gradients_reach_what_is_trained_and_nothing_else", "encoders.main.* gets no gradient"),
     ("connector", "SinglePrecision", "bf16_is_near_fp32", "tokens are torch.float32"),
-    ("connector", "Asking", "its_flops_are_those_of_its_passes", "does not run without values"),
+    ("connector", "Asking", "its_flops_are_those_of_its_passes", r"does not run without values.*broken\.py:\d+\)"),
     ("connector", "OwnKernel", "its_flops_are_those_of_its_passes", "'beni_tests::kernel' has no formula"),
     ("connector", "Crowded", "its_flops_are_those_of_its_passes", "let the cost of an image depend on its layout"),
     ("connector", "Leftover", "gradients_reach_every_parameter", "unused gets no gradient.*leave it out"),

@@ -275,6 +275,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"of other options \(--steps 1, now 2; --lr 0\.001, now 0\.01\): choose"):
         train(small_run(tmp_path / "run", optim={"steps": 2, "lr": 1e-2}))
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "result.json").unlink()
     with pytest.raises(ConfigError, match="or begin it anew with --resume auto"):
         train(small_run(tmp_path / "run", optim={"steps": 1}))
     assert train(small_run(tmp_path / "run", optim={"steps": 1}, run={"resume": "auto"}))["steps"] == 1

@@ -67,12 +67,12 @@ def _why(outcome: Outcome, met: dict[str, str]) -> str:
 
     Args:
         outcome: the check's.
-        met: reasons without their numbers, and the check that told each; one more is added.
+        met: reasons without their numbers, but for those of lines, and the check that told each; one more is added.
     """
     if not outcome.reason:
         return ""
     if outcome.status == "failed":
-        first = met.setdefault(re.sub(r"\d+", "", outcome.reason), outcome.check)
+        first = met.setdefault(re.sub(r"(?<![:\d])\d+", "", outcome.reason), outcome.check)
         if first != outcome.check:
             return f": as above, '{first}'"
     return f": {outcome.reason}"

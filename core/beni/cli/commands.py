@@ -52,9 +52,9 @@ def _headline(result: dict[str, Any]) -> None:
         shown = {key: result[key] for key in HEADLINE if result.get(key) is not None}
         tqdm.write(printed(shown), file=sys.stdout)
         if missing := (result.get("unusable_samples") or 0) + (result.get("skipped_samples") or 0):
-            first = [*result["unusable"], *result["skipped"]][0]
+            first = (result["unusable"] or result["skipped"])[0]
             told = f"{counted(missing, 'sample')} left out; '{first['id']}': {first['reason']}"
-            tqdm.write(f"{told}; report.html and result.json have all" if missing > 1 else told, file=sys.stderr)
+            tqdm.write(f"{told}; report.html and result.json list more" if missing > 1 else told, file=sys.stderr)
         for name, figures in (result.get("evaluations") or {}).items():
             if figures.get("unreadable"):
                 told = f"{name}: {counted(figures['unreadable'], 'item')} could not be read, and counted as wrong"

@@ -45,7 +45,7 @@ def explain(message: str, cls: type, arguments: Sequence[str], parts: Mapping[st
         return _without_a_name(found[1], arguments)
     if found := re.search(r"Required options Missing from .*?: (--\S+) \S+ (.*?) \(required\)", text):
         several = [(name, values) for name in _names(cls) if len(values := _values(name, arguments)) > 1]
-        took = "".join(f" {name} took '{values[-1]}'." for name, values in several)
+        took = "".join(f" Is it '{values[-1]}', which {name} took?" for name, values in several)
         return f"{found[1]} is required: {found[2]}{took}"
     if found := re.search(r"Required options Missing from .*?: ([A-Z]+) (.*?) \(required\)", text):
         return f"{found[1]} is required: {found[2]}"
@@ -57,7 +57,8 @@ def unexpected(word: str, cls: type, arguments: Sequence[str], parts: Mapping[st
     if not word.startswith("--"):
         at = list(arguments).index(word) if word in arguments else 0
         behind = " ".join(arguments[max(0, at - 2) : at])
-        meant = [f"--{name} {word}" for name in _required(cls) if f"--{name}" not in arguments]
+        named = {each.partition("=")[0].replace("_", "-") for each in arguments}
+        meant = [f"{name} {word}" for name in _required(cls) if name not in named and not word.startswith("-")]
         hint = f": did you mean {meant[0]}?" if meant else f" {HELP}"
         return f"unexpected '{word}'{f' behind {behind}' if behind else ''}{hint}"
     option = word.partition("=")[0].replace("_", "-")
@@ -111,7 +112,7 @@ def _required(cls: type) -> list[str]:
     """Options without a default."""
     nothing = dataclasses.MISSING
     fields = [f for f in dataclasses.fields(cls) if f.default is nothing and f.default_factory is nothing]
-    return [field.name for field in fields if field.name not in _positionals(cls)]
+    return [f"--{field.name}".replace("_", "-") for field in fields if field.name not in _positionals(cls)]
 
 
 def _names(cls: type, prefix: str = "--") -> Iterator[str]:

@@ -20,18 +20,30 @@ def shown(cls: type[OptionsT]) -> type[OptionsT]:
     hints = get_type_hints(cls, include_extras=True)
     fields: list[Any] = []
     for each in dataclasses.fields(cls):  # type: ignore[arg-type]  # any class, to mypy
+        if not each.init:
+            continue  # no option
         kind, *marks = get_args(hints[each.name]) if get_origin(hints[each.name]) is Annotated else (hints[each.name],)
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if _is_group(kind):
             kind = shown(kind)
         if each.name in told:
             marks = [tyro.conf.arg(help=told[each.name]), *marks]  # a help that is given already wins
-        hint = Annotated[(kind, *marks)] if marks else kind
-        fields.append((each.name, hint, _default(each, kind)))
-    about = cls.__doc__ or ""
-    about = "" if about.startswith(f"{cls.__name__}(") else about  # what `dataclass` writes where there is none
-    own = {"__doc__": about, "__post_init__": lambda options: None}  # nothing is computed with it
-    made: type[OptionsT] = dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), namespace=own, frozen=True)
+        fields.append((each.name, Annotated[(kind, *marks)] if marks else kind, _default(each, kind)))
+    own = {"__doc__": _about(cls), "__post_init__": lambda options: None}  # nothing is computed with it
+    frozen: bool = cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    made: type[OptionsT] = dataclasses.make_dataclass(
+        cls.__name__, fields, bases=(cls,), namespace=own, frozen=frozen, kw_only=True
+    )
     return made
+
+
+def _about(cls: type) -> str:
+    """What a class says of itself; nothing, where `dataclass` wrote it."""
+    about = "" if (cls.__doc__ or "").startswith(f"{cls.__name__}(") else cls.__doc__ or ""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in about.split("\n\n"))
+
+
+def _is_group(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def _default(each: "dataclasses.Field[Any]", kind: Any) -> Any:
@@ -43,7 +55,8 @@ def _default(each: "dataclasses.Field[Any]", kind: Any) -> Any:
 
 
 def _like(kind: Any, value: Any) -> Any:
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+    if not (_is_group(kind) and _is_group(type(value))):
         return value
     inner = get_type_hints(kind)
-    return kind(**{f.name: _like(inner[f.name], getattr(value, f.name)) for f in dataclasses.fields(kind)})
+    values = {f.name: _like(inner[f.name], getattr(value, f.name)) for f in dataclasses.fields(kind) if f.init}
+    return kind(**values)

@@ -19,7 +19,7 @@ from beni.export.probes import pixel_differences
 from beni.export.target import Source, Target
 from beni.export.verify import Pair, verify
 from beni.export.vocabulary import Tables, full_tables
-from beni.report.card import Exported, write_exported_card
+from beni.report.card import Exported, metadata_of, write_exported_card
 from beni.sample import IMAGE_MARK
 
 CARD = "README.md"
@@ -48,6 +48,7 @@ def export(folder: str, to: str, out: str) -> dict[str, Any]:
     target = TARGETS[to]
     with whole(out) as scratch:
         model, composer = load_saved(folder, torch.device("cpu"), "export")
+        metadata = metadata_of(Path(folder) / CARD)
         dtype = model.llm.dtype
         model.float()
         tokenizer = as_written(composer.template.tokenizer, model.generation_config.pad_token_id, target.tokens)
@@ -66,7 +67,7 @@ def export(folder: str, to: str, out: str) -> dict[str, Any]:
         pair = Pair(model, composer, set(tables.silent), read, AutoProcessor.from_pretrained(scratch), target)
         check = verify(pair, tolerance)
         with writing(out):
-            write_exported_card(scratch / CARD, Path(folder) / CARD, Exported(name, to, check.logits, check.pixels))
+            write_exported_card(scratch / CARD, metadata, Exported(name, to, check.logits, check.pixels))
     return {"class": name, **{f"{key}_differ_by": value for key, value in asdict(check).items()}}
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from yaml import YAMLError
 
+from beni.errors import ConfigError, first_line
 from beni.report.figures import MISSING
 from beni.report.page import ScoreRow, score_rows, title_of
 from beni.report.parts import PartRow, parts_of
@@ -81,16 +83,32 @@ def write_card(path: Path, result: Mapping[str, Any], config: Mapping[str, Any])
     write_whole(path, str(card))
 
 
-def write_exported_card(path: Path, original: Path, exported: Exported) -> None:
+def metadata_of(path: Path) -> ModelCardData:
+    """What a saved model's card tells the hub; of one without a card, what it is for.
+
+    Raises:
+        ConfigError: the card was edited, and the hub could not read it.
+    """
+    metadata = ModelCardData()
+    if path.is_file():
+        try:
+            metadata = ModelCard.load(path).data
+        except (ValueError, YAMLError) as error:
+            raise ConfigError(
+                f"{path}: its metadata cannot be read ({first_line(error)}): mend them, or move it away"
+            ) from error
+    metadata.library_name, metadata.pipeline_tag = "transformers", TASK
+    return metadata
+
+
+def write_exported_card(path: Path, metadata: ModelCardData, exported: Exported) -> None:
     """Write the README.md of a model that was exported as a class of Transformers' own.
 
     Args:
         path: the file; its folder exists.
-        original: the card of the model that it was made of; what that tells the hub, this tells, too.
+        metadata: of the model that it was made of; the hub is told the same.
         exported: how.
     """
-    metadata = ModelCard.load(original).data if original.is_file() else ModelCardData(pipeline_tag=TASK)
-    metadata.library_name = "transformers"
     text = fill("exported.md.jinja", asdict(exported) | {"title": metadata.get("model_name")}, escape=False)
     write_whole(path, f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
 

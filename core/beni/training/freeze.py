@@ -180,22 +180,28 @@ def assert_gradients(model: BeniForConditionalGeneration, table: Sequence[Freeze
         ConfigError: names the first parameter that contradicts the table, or a part that gradients do not reach.
     """
     trained = trained_names(model, table)
-    has = {name: parameter.grad is not None for name, parameter in model.named_parameters()}
-    for name, got in has.items():
+    reached = {name: parameter.grad is not None for name, parameter in model.named_parameters()}
+    for name, got in reached.items():
         part = part_of(name)
-        if name in trained and not got:
-            if not any(got for other, got in has.items() if other in trained and part_of(other) == part):
-                raise ConfigError(
-                    f"{part} is to be trained but no gradient reached it: it, or a part behind it, cuts gradients off "
-                    f"(`detach()`, `torch.no_grad()`, `.data`), or does not use what it is given"
-                )
-            hint = "; its layer is not called, only its weight is read: leave it out with --peft-targets"
-            raise ConfigError(
-                f"parameter '{name}' of {part} is to be trained but received no gradient"
-                + (hint if part.endswith(ADAPTER) else "")
-            )
         if name not in trained and got:
             raise ConfigError(f"parameter '{name}' of {part} is frozen but received a gradient")
+        if name in trained and not got:
+            raise ConfigError(_unreached(name, any(reached[each] for each in trained if part_of(each) == part)))
+
+
+def _unreached(name: str, others: bool) -> str:
+    """What to say of a parameter without a gradient; `others` of its part may have one."""
+    part = part_of(name)
+    if part.endswith(ADAPTER):
+        hint = "; its layer is not called, only its weight is read: leave it out with --peft-targets"
+    elif others:
+        hint = ""
+    else:
+        return (
+            f"{part} is to be trained but no gradient reached it: it, or a part behind it, cuts gradients off "
+            f"(`detach()`, `torch.no_grad()`, `.data`), or does not use what it is given"
+        )
+    return f"parameter '{name}' of {part} is to be trained but received no gradient{hint}"
 
 
 def show(table: Iterable[FreezeRow]) -> str:

@@ -32,13 +32,14 @@ def open_folder(config: RunConfig, resumed_from: Path | None) -> Path:
     folder = Path(config.run.out or Path("runs") / name.replace("/", "_"))
     if folder.is_file():
         raise ConfigError(f"--out {folder} is a file")
-    goes_on = resumed_from is not None or config.run.resume == "auto" or config.run.dry_run
-    if (folder / "config.json").exists() and not goes_on:
-        anew = "" if committed.latest(folder / "checkpoints") else " anew"
+    continued = resumed_from is not None or config.run.resume == "auto" or config.run.dry_run
+    if (folder / "config.json").exists() and not continued:
         other = _different(folder, config, _unplaced)
         holds = f"another run, of other options ({other})" if other else "a run already"
-        goes = f"{'begin' if anew else 'continue'} {'that run, with its options,' if other else 'it'}{anew}"
-        raise ConfigError(f"--out {folder} holds {holds}: choose another folder, or {goes} with --resume auto")
+        whose = "that run, with its options," if other else "it"
+        begun = any((folder / "checkpoints").glob("*")) or (folder / "result.json").exists()
+        goes_on = f"continue {whose}" if begun else f"begin {whose} anew"
+        raise ConfigError(f"--out {folder} holds {holds}: choose another folder, or {goes_on} with --resume auto")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -63,10 +64,13 @@ def check_continued(checkpoint: Path, config: RunConfig) -> None:
         CheckpointError: it is not; says which options differ.
     """
     if other := learned_otherwise(checkpoint.parent.parent, config):
+        model = checkpoint.parent.parent / "model"
+        hint = (
+            f"; --init {model} --train PARTS starts one from the weights that this run saved" if model.is_dir() else ""
+        )
         raise CheckpointError(
             f"checkpoint {checkpoint} was made with other options ({other}): going on would not give the same result; "
-            f"use the same settings, or start a new run (--init {checkpoint.parent.parent / 'model'} --train PARTS "
-            f"goes on training what this one saved)"
+            f"use the same settings, or start a new run{hint}"
         )
 
 
