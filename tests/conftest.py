@@ -6,6 +6,7 @@ os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", OMP_NUM_THREADS="1"
 
 import io
 import json
+import signal
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from PIL import Image
 from beni.sample import ImageRef
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # as of what a script starts in the background; tests send it to processes, which would go on ignoring it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakePicture = Callable[..., ImageRef]
 
