@@ -103,8 +103,7 @@ def test_recomputed_activations_are_hardware_flops(tmp_path: Path) -> None:
     selective = measure(small_run(tmp_path / "selective", run={"activation_checkpointing": "selective"}), PLAN)
     assert plain["flops_per_sample"] == full["flops_per_sample"] == selective["flops_per_sample"]
     assert plain["hfu"] == pytest.approx(plain["mfu"]) and full["hfu"] > 1.1 * full["mfu"]
-    least = selective["mfu"] * (1 - 1e-9)  # medians of windows, each rounded
-    assert least <= selective["hfu"] < 1.05 * selective["mfu"], "products are kept"
+    assert selective["mfu"] <= selective["hfu"] < 1.05 * selective["mfu"], "products are kept"
 
 
 def test_a_device_that_nobody_knows_has_no_mfu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

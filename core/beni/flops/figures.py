@@ -47,5 +47,5 @@ def utilization(
         "flops_per_s": rate,
         "mfu": use,
         "mfu_causal": use and use * total(causal).model / model,
-        "hfu": use and use * total(full).hardware / model,
+        "hfu": use and use * (total(full).hardware / model),  # so that it is never below the MFU, by rounding
     }
