@@ -37,8 +37,8 @@ class Options:
     """The language model, as `--llm` takes it, and options of it."""
     windows: int = 5
     """Windows that each contender runs in turn, behind one that does not count."""
-    window: int = 4
-    """Steps of a window."""
+    window: int = 2
+    """Steps of a window. The longer the race, the larger the largest padded batch: 24 GiB were too few for windows of 4."""
     agree: int = 20
     """Steps over which losses are compared, in fp32 and in bf16."""
     sizes: Sizes = field(default_factory=Sizes)
