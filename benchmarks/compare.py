@@ -38,7 +38,7 @@ class Options:
     windows: int = 5
     """Windows that each contender runs in turn, behind one that does not count."""
     window: int = 2
-    """Steps of a window. The longer the race, the larger the largest padded batch: 24 GiB were too few for windows of 4."""
+    """Steps of a window. A longer race meets larger padded batches: for windows of 4, 24 GiB were too few."""
     agree: int = 20
     """Steps over which losses are compared, in fp32 and in bf16."""
     sizes: Sizes = field(default_factory=Sizes)
