@@ -27,7 +27,7 @@ def test_learning_rates_are_chosen_and_more_seeds_are_added(tmp_path: Path, caps
     assert "1 combinations, 1 seeds, 2 at a time" in shown and "lr 0.001, seed 0: accuracy " in shown
     written = {path: path.stat().st_mtime_ns for path in results}
 
-    sweep(f"{RUN} --tune-lr 1e-3 1e-9 --jobs 2 --seed 0 1", out)
+    sweep(f"{RUN} --tune-lr 1e-3 1e-9 --tune-seeds 1 --jobs 2 --seed 0 1", out)
     [added] = out.glob("runs/*/seed-1")
     assert added.parent == min(losses, key=losses.__getitem__), "the second seed takes the best rate"
     assert written == {path: path.stat().st_mtime_ns for path in results}, "nothing is done twice"
@@ -35,6 +35,9 @@ def test_learning_rates_are_chosen_and_more_seeds_are_added(tmp_path: Path, caps
     assert (row["seeds"], row["lr"]) == ("2", "0.001")
     assert "chosen" in (out / "leaderboard.html").read_text()
     assert "2 of 2 runs have ended before" in capsys.readouterr().out
+
+    sweep(f"{RUN} --tune-lr 1e-3 1e-9 --jobs 2 --seed 0 1", out)
+    assert len(list(out.glob("runs/*/seed-1/result.json"))) == 2, "by default each seed tries each rate"
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,7 @@ def test_learning_rates_are_chosen_and_more_seeds_are_added(tmp_path: Path, caps
         ("--lr 1e-3 -1", "'lr' is -1"),
         ("--resume auto", "leave out --resume"),
         ("--jobs -1", "--jobs"),
+        ("--tune-seeds -1", "--tune-seeds"),
         ("--tune-lr 0", "above 0"),
         ("--tune-lr 1e-3 --lr 1e-3 2e-3", "give it one value"),
         ("--tune-lr 1e-3 --data text:{file}", "validation split"),

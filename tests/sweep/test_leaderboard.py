@@ -30,7 +30,7 @@ PROGRESS = Progress(
     jobs=2,
     machine={"CPU": "x"},
     failed=[Failure("sva", [0, 1], "it <b>cannot</b>")],
-    trials=[Trial("mlp", 1e-3, 0.25, True), Trial("mlp", 1e-4, None, False)],
+    trials=[Trial("mlp", 1e-3, 0.25, 2, True), Trial("mlp", 1e-4, None, 0, False)],
 )
 
 
@@ -60,7 +60,7 @@ def test_a_page_of_everything(tmp_path: Path) -> None:
     assert page.count('<article class="panel card">') == EXAMPLES + 3, "three that the second answers better"
     assert "data:image/png;base64," in page and "type=<wbr>even" in page and "Quality against cost" in page
     assert "it &lt;b&gt;cannot&lt;/b&gt;" in page and "<b>cannot" not in page and "&lt;no&gt;" in page
-    assert '<td class="n">0.001</td><td class="n">0.25</td><td>chosen</td>' in page
+    assert '<td class="n">0.001</td><td class="n">0.25</td><td class="n">2</td><td>chosen</td>' in page
     assert "<dt><span" in page and "right with 2 of 2 seeds" in page
     assert sorted(p.name for p in tmp_path.iterdir()) == ["leaderboard.csv", "leaderboard.html", "leaderboard.md"]
 

@@ -1,5 +1,6 @@
 """Which runs a sweep makes, and in which order."""
 
+import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,15 @@ from tests.sweep.runs import answered, cell, ran
 
 RATES = (1e-3, 1e-4)
 LOSSES = {
-    ("mlp", 1e-3): 0.5,
-    ("mlp", 1e-4): 0.2,
-    ("mlp", 2e-4): 1.0,
-    ("perceiver", 1e-3): float("nan"),
-    ("perceiver", 1e-4): 3.0,
+    ("mlp", 1e-3): {5: 0.4, 6: 0.5},
+    ("mlp", 1e-4): {5: 0.5, 6: 0.2},
+    ("mlp", 2e-4): {5: 1.0, 6: 1.0},
+    ("perceiver", 1e-3): {5: float("nan"), 6: 0.1},
+    ("perceiver", 1e-4): {5: 3.0, 6: 3.0},
+    ("concat", 1e-3): {5: 0.1},
+    ("concat", 1e-4): {5: 3.0, 6: 3.0},
 }
-"""By connector and learning rate; `sva` fails."""
+"""By connector and learning rate, and seed; runs that are missing here fail."""
 
 
 @dataclass(slots=True)
@@ -35,10 +38,14 @@ class Noted(Pool):
         for config in configs:
             name, lr, folder = config.connector.plugin.name, config.optim.lr, Path(config.run.out)
             self.made.append((name, config.run.seed, lr))
-            if name == "sva":
+            if config.run.seed not in LOSSES.get((name, lr), {}):
                 ended(config, Ended("no room"))
                 continue
-            result: dict[str, Any] = {**ran([True]).result, "val_loss": LOSSES[name, lr], "wall_s": 1.0}
+            result: dict[str, Any] = {
+                **ran([True]).result,
+                "val_loss": LOSSES[name, lr][config.run.seed],
+                "wall_s": 1.0,
+            }
             folder.mkdir(parents=True)
             write_answers(folder / "predictions.jsonl", iter(answered([True])))
             (folder / "config.json").write_text(json.dumps(config.to_dict()))
@@ -46,20 +53,53 @@ class Noted(Pool):
             ended(config, Ended(""))
 
 
-def made(folder: Path, names: Sequence[str], rates: Sequence[float]) -> list[tuple[str, int, float]]:
+SEEDS = (5, 6)
+
+
+def made(
+    folder: Path, names: Sequence[str], rates: Sequence[float], tuned: Sequence[int] = SEEDS[:1]
+) -> list[tuple[str, int, float]]:
     pool = Noted(1)
-    sweep = Sweep(folder, [cell(name) for name in names], [5, 6], rates, pool, "beni sweep", {})
+    sweep = Sweep(folder, [cell(name) for name in names], SEEDS, rates, tuned, pool, "beni sweep", {})
     sweep.train()
     sweep.report()
     return pool.made
 
 
-def test_every_cell_tries_all_rates_and_takes_its_own_best(tmp_path: Path) -> None:
+def chosen(folder: Path) -> dict[str, float]:
+    """The learning rate of each combination of a leaderboard."""
+    rows = csv.DictReader((folder / "leaderboard.csv").read_text().splitlines())
+    return {row["name"]: float(row["lr"]) for row in rows}
+
+
+def test_every_cell_tries_all_rates_with_every_seed_and_takes_its_own_best(tmp_path: Path) -> None:
+    every = [(name, seed, lr) for seed in SEEDS for name in ("mlp", "perceiver", "concat") for lr in RATES]
+    assert made(tmp_path, ["mlp", "perceiver", "concat"], RATES, SEEDS) == every
+    assert chosen(tmp_path) == {
+        "mlp": 1e-4,  # the lower mean, though the first seed alone says otherwise
+        "perceiver": 1e-4,  # a loss that is no number is the worst
+        "concat": 1e-4,  # and so is a run that failed
+    }
+    again = made(tmp_path, ["mlp", "perceiver", "concat"], RATES, SEEDS)
+    assert again == [("concat", 6, 1e-3)], "nothing is done twice but what failed"
+    assert "11 of 12 runs have ended" in (tmp_path / "leaderboard.html").read_text()
+
+
+def test_with_some_of_the_seeds_the_others_take_the_best_rate(tmp_path: Path) -> None:
     tried = [(name, 5, lr) for name in ("mlp", "perceiver") for lr in RATES]
-    chosen = [("mlp", 6, 1e-4), ("perceiver", 6, 1e-4)]
-    assert made(tmp_path, ["mlp", "perceiver"], RATES) == tried + chosen, "a loss that is no number is the worst"
+    others = [("mlp", 6, 1e-3), ("perceiver", 6, 1e-4)]
+    assert made(tmp_path, ["mlp", "perceiver"], RATES) == tried + others
     assert made(tmp_path, ["mlp", "perceiver"], RATES) == [], "nothing is done twice"
     assert "6 of 6 runs have ended" in (tmp_path / "leaderboard.html").read_text()
+
+
+def test_rates_are_compared_by_the_seeds_that_all_of_them_have_had(tmp_path: Path) -> None:
+    made(tmp_path, ["mlp"], RATES)  # behind this, only the first rate has had the second seed: 0.4 and 0.5, and 0.5
+    sweep = Sweep(tmp_path, [cell("mlp")], SEEDS, RATES, SEEDS, Noted(1), "beni sweep", {})
+    sweep.report()
+    assert chosen(tmp_path) == {"mlp": 1e-3}
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert '<td class="n">0.4</td><td class="n">2</td><td>chosen</td>' in page
 
 
 def test_runs_of_other_options_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +110,7 @@ def test_runs_of_other_options_are_told(tmp_path: Path, capsys: pytest.CaptureFi
     said = "3 runs there are of other options, and are not compared: --connector perceiver, now mlp"
     assert said in capsys.readouterr().out.splitlines(), "none of what else a perceiver has"
     made(tmp_path, ["perceiver"], RATES[:1])
-    said = "--lr 0.0001, now 0.001; --connector mlp, now perceiver"
+    said = "--connector mlp, now perceiver; --lr 0.0001, now 0.001"
     assert f"5 runs there are of other options, and are not compared: {said}" in capsys.readouterr().out
 
 

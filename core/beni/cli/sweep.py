@@ -34,9 +34,12 @@ class SweepOptions:
     """
 
     tune_lr: tuple[float, ...] = ()
-    """Peak learning rates (--lr) to try for each combination, with the first seed; all seeds take the one with the
-    lowest loss on the validation split. Without it combinations are compared at one learning rate, which suits some of
-    them better than others."""
+    """Peak learning rates (--lr) to try for each combination; all its seeds take the one with the lowest loss on the
+    validation split. Without it combinations are compared at one learning rate, which suits some of them better than
+    others."""
+    tune_seeds: int = 0
+    """How many of the seeds, the first ones, try every learning rate; 0: all. One takes the fewest runs, and often
+    cannot tell two rates apart."""
     jobs: int = 0
     """Runs at a time, each with its share of the cores, or a GPU; 0: as many as there are GPUs, or one."""
     out: str = ""
@@ -49,8 +52,8 @@ def sweep(arguments: Sequence[str], program: str) -> None:
     options = parse(SweepOptions, words, program)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a sweep starts its processes itself: leave out torchrun, and see --jobs")
-    if options.jobs < 0 or not all(0 < lr < inf for lr in options.tune_lr):
-        raise ConfigError("--jobs cannot be negative, and what --tune-lr tries must be above 0")
+    if min(options.jobs, options.tune_seeds) < 0 or not all(0 < lr < inf for lr in options.tune_lr):
+        raise ConfigError("--jobs and --tune-seeds cannot be negative, and what --tune-lr tries must be above 0")
     found = [(each.varied, _config(parse_run(each.words, program, others=[SWEEP]))) for each in combinations(rest)]
     cells, seeds = grid(found)
     _check(found, cells, options)
@@ -59,7 +62,8 @@ def sweep(arguments: Sequence[str], program: str) -> None:
     folder = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-sweep")
     command = shlex.join(["beni", "sweep", *_with_out(arguments, options.out, folder)])
     with _alone(folder):
-        whole = Sweep(folder, cells, seeds, list(dict.fromkeys(options.tune_lr)), pool, command, machine())
+        rates, tuned = list(dict.fromkeys(options.tune_lr)), seeds[: options.tune_seeds or None]
+        whole = Sweep(folder, cells, seeds, rates, tuned, pool, command, machine())
         print(f"{len(cells)} combinations, {len(seeds)} seeds, {pool.jobs} at a time, in {folder}", flush=True)
         whole.report()
         try:
@@ -69,7 +73,7 @@ def sweep(arguments: Sequence[str], program: str) -> None:
                 whole.report()
     print((folder / "leaderboard.md").read_text(encoding="utf-8"))
     print(f"wrote {folder / 'leaderboard.html'}, leaderboard.md and leaderboard.csv")
-    if len(whole.failed) == whole.runs:
+    if not whole.read:
         raise ConfigError(f"no run has a result; {folder / 'leaderboard.html'} says why")
 
 

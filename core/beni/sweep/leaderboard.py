@@ -39,6 +39,9 @@ class Trial:
     name: str
     lr: float
     val_loss: float | None
+    """Mean over the seeds it is judged by."""
+    seeds: int
+    """With which it was tried."""
     chosen: bool
 
 

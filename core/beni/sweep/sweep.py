@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tqdm import tqdm
@@ -35,7 +36,9 @@ class Sweep:
     cells: Sequence[Cell]
     seeds: Sequence[int]
     rates: Sequence[float]
-    """Learning rates that each cell tries with the first seed; if there are none, it has its own."""
+    """Learning rates that each cell tries; if there are none, it has its own."""
+    tuned: Sequence[int]
+    """Seeds with which it tries them."""
     pool: Pool
     command: str
     """What repeats it."""
@@ -52,22 +55,22 @@ class Sweep:
 
     def train(self) -> None:
         """Run what has no result yet; the leaderboard is written behind each run."""
-        self.runs = len(self.cells) * (len(self.seeds) + max(0, len(self.rates) - 1))
+        self.runs = len(self.cells) * (len(self.seeds) + len(self.tuned) * max(0, len(self.rates) - 1))
         if others := self._others():
             print(others)
         if self.rates:
-            self._run([(cell, self.seeds[0], lr) for cell in self.cells for lr in self.rates])
+            self._run([(cell, seed, lr) for seed in self.tuned for cell in self.cells for lr in self.rates])
         rates = [(cell, self._rate(cell)) for cell in self.cells]
-        self._run([(cell, seed, lr) for cell, lr in rates if lr is not None for seed in self.seeds])
+        runs = [(cell, seed, lr) for cell, lr in rates if lr is not None for seed in self.seeds]
+        self._run([(cell, seed, lr) for cell, seed, lr in runs if (self._title(cell, lr), seed) not in self.failed])
 
     def report(self) -> None:
         """Write the leaderboard of what has ended."""
         chosen = [(cell, self._rate(cell)) for cell in self.cells]
         found = [(cell, lr, runs) for cell, lr in chosen if lr is not None and (runs := self._ended(cell, lr))]
         trials = [trial for cell in self.cells for trial in self._trials(cell)]
-        ended = sum(len(runs) for _, _, runs in found) + sum(
-            trial.val_loss is not None and not trial.chosen for trial in trials
-        )
+        ended = sum(len(runs) for _, _, runs in found)
+        ended += sum(len(self._tried(cell, lr)) for cell, rate in chosen for lr in self.rates if lr != rate)
         progress = Progress(self.command, self.runs, ended, self.pool.jobs, self.machine, self._failures(), trials)
         write_leaderboard(self.folder, stand(found), progress)
 
@@ -108,8 +111,7 @@ class Sweep:
         named = {}
         for cell, seed, lr in asked:
             config = placed(cell.at(seed, lr), self.folder)
-            rate = f", lr {lr:g}" if self.rates else ""
-            named[config.run.out] = (config, f"{cell.name}{rate}")
+            named[config.run.out] = (config, self._title(cell, lr))
         waiting = {out: pair for out, pair in named.items() if not (Path(out) / "result.json").is_file()}
         done = len(named) - len(waiting)
         if done:
@@ -137,20 +139,33 @@ class Sweep:
         return next((trial.lr for trial in self._trials(cell) if trial.chosen), None)
 
     def _trials(self, cell: Cell) -> list[Trial]:
-        losses = [self._val_loss(cell, lr) for lr in self.rates]
-        known = [loss for loss in losses if loss is not None]
-        chosen = losses.index(min(known)) if known else -1
+        """What a cell tried; best is what failed with the fewest seeds, then what has the lowest mean loss."""
+        losses = {lr: self._losses(cell, lr) for lr in self.rates}
+        known = [lr for lr in self.rates if losses[lr]]
+        # While they run, rates are judged by the seeds that all of them have had; in the end that is every one.
+        shared = set(self.tuned).intersection(*(losses[lr] for lr in known))
+        judged = {lr: [losses[lr][seed] for seed in shared or losses[lr]] for lr in known}
+        ranks = {lr: (one.count(inf), sum(loss for loss in one if loss < inf) / len(one)) for lr, one in judged.items()}
+        trained = [lr for lr in known if self._tried(cell, lr)]
+        chosen = min(trained, key=ranks.__getitem__, default=None)
         return [
-            Trial(cell.name, lr, loss, number == chosen)
-            for number, (lr, loss) in enumerate(zip(self.rates, losses, strict=True))
+            Trial(cell.name, lr, fmean(judged[lr]) if lr in judged else None, len(losses[lr]), lr == chosen)
+            for lr in self.rates
         ]
 
-    def _val_loss(self, cell: Cell, lr: float) -> float | None:
-        ran = self._ran(cell, self.seeds[0], lr)
-        if ran is None:
-            return None
-        loss = float(ran.result["val_loss"])
-        return loss if loss == loss else inf
+    def _losses(self, cell: Cell, lr: float) -> dict[int, float]:
+        """Validation losses by seed; infinite where a run failed, or where its loss is no number."""
+        losses = {seed: inf for seed in self.tuned if (self._title(cell, lr), seed) in self.failed}
+        for seed, ran in self._tried(cell, lr).items():
+            loss = float(ran.result["val_loss"])
+            losses[seed] = loss if loss == loss else inf
+        return losses
+
+    def _tried(self, cell: Cell, lr: float) -> dict[int, Ran]:
+        return {seed: ran for seed in self.tuned if (ran := self._ran(cell, seed, lr)) is not None}
+
+    def _title(self, cell: Cell, lr: float) -> str:
+        return f"{cell.name}, lr {lr:g}" if self.rates else cell.name
 
     def _ended(self, cell: Cell, lr: float) -> list[Ran]:
         return [ran for seed in self.seeds if (ran := self._ran(cell, seed, lr)) is not None]
