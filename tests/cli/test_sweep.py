@@ -50,6 +50,8 @@ def test_learning_rates_are_chosen_and_more_seeds_are_added(tmp_path: Path, caps
         ("--resume auto", "leave out --resume"),
         ("--jobs -1", "--jobs"),
         ("--tune-seeds -1", "--tune-seeds"),
+        ("--tune-seeds 1", "give that too"),
+        ("--tune-lr 1e-3 --tune-seeds 3 --seed 0 1", "there are 2 seeds"),
         ("--tune-lr 0", "above 0"),
         ("--tune-lr 1e-3 --lr 1e-3 2e-3", "give it one value"),
         ("--tune-lr 1e-3 --data text:{file}", "validation split"),

@@ -56,7 +56,7 @@ def sweep(arguments: Sequence[str], program: str) -> None:
         raise ConfigError("--jobs and --tune-seeds cannot be negative, and what --tune-lr tries must be above 0")
     found = [(each.varied, _config(parse_run(each.words, program, others=[SWEEP]))) for each in combinations(rest)]
     cells, seeds = grid(found)
-    _check(found, cells, options)
+    _check(found, cells, len(seeds), options)
     gpus = _gpus() if any(cell.config.run.device != "cpu" for cell in cells) else []
     pool = Pool(options.jobs or len(gpus) or 1, gpus)
     folder = Path(options.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-sweep")
@@ -77,7 +77,9 @@ def sweep(arguments: Sequence[str], program: str) -> None:
         raise ConfigError(f"no run has a result; {folder / 'leaderboard.html'} says why")
 
 
-def _check(found: Sequence[tuple[Mapping[str, str], RunConfig]], cells: Sequence[Cell], options: SweepOptions) -> None:
+def _check(
+    found: Sequence[tuple[Mapping[str, str], RunConfig]], cells: Sequence[Cell], seeds: int, options: SweepOptions
+) -> None:
     """Refuse a grid that compares nothing, or what cannot be compared."""
     if len({(identity(config), config.run.seed) for _, config in found}) < len(found):
         raise ConfigError(
@@ -88,6 +90,10 @@ def _check(found: Sequence[tuple[Mapping[str, str], RunConfig]], cells: Sequence
             "combinations would be judged on different items: say with one --eval-data and one --eval-limit what all "
             "of them are judged on"
         )
+    if options.tune_seeds and not options.tune_lr:
+        raise ConfigError("--tune-seeds says how many seeds try the learning rates of --tune-lr: give that too")
+    if options.tune_seeds > seeds:
+        raise ConfigError(f"--tune-seeds {options.tune_seeds}: there are {seeds} seeds (--seed)")
     if options.tune_lr and len({cell.config.optim.lr for cell in cells}) > 1:
         raise ConfigError("--tune-lr chooses --lr for each combination: give it one value, or leave it out")
     for data in {cell.config.data.data for cell in cells} if options.tune_lr else ():
