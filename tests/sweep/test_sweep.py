@@ -24,6 +24,8 @@ LOSSES = {
     ("perceiver", 1e-4): {5: 3.0, 6: 3.0},
     ("concat", 1e-3): {5: 0.1},
     ("concat", 1e-4): {5: 3.0, 6: 3.0},
+    ("dragonfly", 1e-3): {5: 0.4},
+    ("dragonfly", 1e-4): {6: 0.3},
 }
 """By connector and learning rate, and seed; runs that are missing here fail."""
 
@@ -93,13 +95,20 @@ def test_with_some_of_the_seeds_the_others_take_the_best_rate(tmp_path: Path) ->
     assert "6 of 6 runs have ended" in (tmp_path / "leaderboard.html").read_text()
 
 
-def test_rates_are_compared_by_the_seeds_that_all_of_them_have_had(tmp_path: Path) -> None:
-    made(tmp_path, ["mlp"], RATES)  # behind this, only the first rate has had the second seed: 0.4 and 0.5, and 0.5
-    sweep = Sweep(tmp_path, [cell("mlp")], SEEDS, RATES, SEEDS, Noted(1), "beni sweep", {})
-    sweep.report()
-    assert chosen(tmp_path) == {"mlp": 1e-3}
+def test_a_failure_counts_also_where_the_sweep_is_begun_again(tmp_path: Path) -> None:
+    made(tmp_path, ["concat"], RATES, SEEDS)
+    Sweep(tmp_path, [cell("concat")], SEEDS, RATES, SEEDS, Noted(1), "beni sweep", {}).report()
+    assert chosen(tmp_path) == {"concat": 1e-4}
     page = (tmp_path / "leaderboard.html").read_text()
-    assert '<td class="n">0.4</td><td class="n">2</td><td>chosen</td>' in page
+    assert "3 of 4 runs have ended" in page
+    assert '<td class="n">0.1</td><td class="n">1</td><td></td>' in page
+    assert '<td class="n">3</td><td class="n">2</td><td>chosen</td>' in page
+
+
+def test_of_rates_that_fail_equally_often_the_lower_loss_is_chosen(tmp_path: Path) -> None:
+    every = [("dragonfly", seed, lr) for seed in SEEDS for lr in RATES]
+    assert made(tmp_path, ["dragonfly"], RATES, SEEDS) == every, "the chosen one's failure is not tried twice"
+    assert chosen(tmp_path) == {"dragonfly": 1e-4}
 
 
 def test_runs_of_other_options_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,9 +39,9 @@ class Trial:
     name: str
     lr: float
     val_loss: float | None
-    """Mean over the seeds it is judged by."""
+    """Mean over seeds, if any has a loss that is a number."""
     seeds: int
-    """With which it was tried."""
+    """That have one."""
     chosen: bool
 
 

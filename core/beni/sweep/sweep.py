@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -46,23 +46,25 @@ class Sweep:
     """What it runs on, by name."""
     failed: dict[tuple[str, int], str] = field(default_factory=dict)
     """Runs without a result, by cell and seed, and why."""
-    runs: int = 0
-    """How many there will be."""
     read: dict[Path, Ran] = field(default_factory=dict)
     """What has been read of runs that have ended."""
     reported: float = 0.0
     """When the leaderboard was written."""
 
+    @property
+    def runs(self) -> int:
+        """How many there will be."""
+        return len(self.cells) * (len(self.seeds) + len(self.tuned) * max(0, len(self.rates) - 1))
+
     def train(self) -> None:
         """Run what has no result yet; the leaderboard is written behind each run."""
-        self.runs = len(self.cells) * (len(self.seeds) + len(self.tuned) * max(0, len(self.rates) - 1))
         if others := self._others():
             print(others)
         if self.rates:
             self._run([(cell, seed, lr) for seed in self.tuned for cell in self.cells for lr in self.rates])
-        rates = [(cell, self._rate(cell)) for cell in self.cells]
-        runs = [(cell, seed, lr) for cell, lr in rates if lr is not None for seed in self.seeds]
-        self._run([(cell, seed, lr) for cell, seed, lr in runs if (self._title(cell, lr), seed) not in self.failed])
+        if rest := [seed for seed in self.seeds if not self.rates or seed not in self.tuned]:
+            rates = [(cell, self._rate(cell)) for cell in self.cells]
+            self._run([(cell, seed, lr) for cell, lr in rates if lr is not None for seed in rest])
 
     def report(self) -> None:
         """Write the leaderboard of what has ended."""
@@ -139,30 +141,22 @@ class Sweep:
         return next((trial.lr for trial in self._trials(cell) if trial.chosen), None)
 
     def _trials(self, cell: Cell) -> list[Trial]:
-        """What a cell tried; best is what failed with the fewest seeds, then what has the lowest mean loss."""
+        """What a cell tried; best is the rate with the most losses that are numbers, then that with the lowest mean."""
         losses = {lr: self._losses(cell, lr) for lr in self.rates}
-        known = [lr for lr in self.rates if losses[lr]]
-        # While they run, rates are judged by the seeds that all of them have had; in the end that is every one.
-        shared = set(self.tuned).intersection(*(losses[lr] for lr in known))
-        judged = {lr: [losses[lr][seed] for seed in shared or losses[lr]] for lr in known}
-        ranks = {lr: (one.count(inf), sum(loss for loss in one if loss < inf) / len(one)) for lr, one in judged.items()}
-        trained = [lr for lr in known if self._tried(cell, lr)]
+        ranks = {lr: (-len(found), fmean(found or [inf])) for lr, found in losses.items()}
+        trained = [lr for lr in self.rates if self._tried(cell, lr)]
         chosen = min(trained, key=ranks.__getitem__, default=None)
         return [
-            Trial(cell.name, lr, fmean(judged[lr]) if lr in judged else None, len(losses[lr]), lr == chosen)
-            for lr in self.rates
+            Trial(cell.name, lr, fmean(found) if found else None, len(found), lr == chosen)
+            for lr, found in losses.items()
         ]
 
-    def _losses(self, cell: Cell, lr: float) -> dict[int, float]:
-        """Validation losses by seed; infinite where a run failed, or where its loss is no number."""
-        losses = {seed: inf for seed in self.tuned if (self._title(cell, lr), seed) in self.failed}
-        for seed, ran in self._tried(cell, lr).items():
-            loss = float(ran.result["val_loss"])
-            losses[seed] = loss if loss == loss else inf
-        return losses
+    def _losses(self, cell: Cell, lr: float) -> list[float]:
+        losses = [float(ran.result["val_loss"]) for ran in self._tried(cell, lr)]
+        return [loss for loss in losses if isfinite(loss)]
 
-    def _tried(self, cell: Cell, lr: float) -> dict[int, Ran]:
-        return {seed: ran for seed in self.tuned if (ran := self._ran(cell, seed, lr)) is not None}
+    def _tried(self, cell: Cell, lr: float) -> list[Ran]:
+        return [ran for seed in self.tuned if (ran := self._ran(cell, seed, lr)) is not None]
 
     def _title(self, cell: Cell, lr: float) -> str:
         return f"{cell.name}, lr {lr:g}" if self.rates else cell.name
