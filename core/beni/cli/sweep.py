@@ -34,9 +34,9 @@ class SweepOptions:
     """
 
     tune_lr: tuple[float, ...] = ()
-    """Peak learning rates (--lr) that each combination tries with each seed; what is compared is the one with the lowest
-    mean loss on the validation split. Without it combinations are compared at one learning rate, which suits some of
-    them better than others."""
+    """Peak learning rates (--lr) that each combination tries with each seed; what is compared is the one with the
+    lowest mean loss on the validation split. Without it combinations are compared at one learning rate, which suits
+    some of them better than others."""
     tune_seeds: int = 0
     """How many of the seeds, the first ones, try every learning rate; 0: all. One takes the fewest runs, and often
     cannot tell two rates apart."""
